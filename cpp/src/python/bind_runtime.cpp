@@ -1,0 +1,57 @@
+#include <exception>
+#include <string>
+
+#include "bindings.hpp"
+#include "dlpack.hpp"
+#include "isa.hpp"
+#include "parallel.hpp"
+#include "subquad/errors.hpp"
+
+namespace subquad::python {
+namespace {
+
+py::list isa_levels() {
+  py::list levels;
+  for (int i = 0; i < isa_level_count(); ++i) levels.append(isa_name(isa_level_at(i)));
+  return levels;
+}
+
+py::dict build_config() {
+  py::dict config;
+  config["version"] = SUBQUAD_VERSION;
+  config["compiler"] = SUBQUAD_COMPILER;
+  config["build_type"] = SUBQUAD_BUILD_TYPE;
+  config["cxx_standard"] = static_cast<int>(__cplusplus / 100 % 100);
+  config["openmp"] = static_cast<int>(_OPENMP);
+  config["isa_levels"] = isa_levels();
+  return config;
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const invalid_argument& e) {
+    py::set_error(PyExc_ValueError, e.what());
+  } catch (const type_error& e) {
+    py::set_error(PyExc_TypeError, e.what());
+  } catch (const error& e) {
+    py::set_error(PyExc_RuntimeError, e.what());
+  }
+}
+
+}  // namespace
+
+void bind_runtime(py::module_& module) {
+  py::register_local_exception_translator(translate);
+  module.def("set_num_threads", &request_num_threads, py::arg("n_threads"), py::pos_only());
+  module.def("get_num_threads", &available_threads);
+  module.def(
+      "set_isa", [](const std::string& level) { select_isa(level); }, py::arg("level"),
+      py::pos_only());
+  module.def("get_isa", [] { return isa_name(current_isa()); });
+  module.def("isa_levels", &isa_levels);
+  module.def("build_config", &build_config);
+  module.def("_dlpack_layout", &dlpack_layout);
+}
+
+}  // namespace subquad::python

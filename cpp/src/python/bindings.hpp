@@ -1,0 +1,15 @@
+// What module.cpp registers: one function for each concept.
+#ifndef SUBQUAD_PYTHON_BINDINGS_HPP
+#define SUBQUAD_PYTHON_BINDINGS_HPP
+
+#include <pybind11/pybind11.h>
+
+namespace subquad::python {
+
+void bind_runtime(pybind11::module_& module);  // threads, instruction set, build, exceptions
+void bind_vector_math(pybind11::module_& module);
+void bind_normalizers(pybind11::module_& module);
+
+}  // namespace subquad::python
+
+#endif  // SUBQUAD_PYTHON_BINDINGS_HPP
