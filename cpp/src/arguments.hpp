@@ -135,6 +135,22 @@ inline void require_real(const array_view& array, const char* name) {
   }
 }
 
+// Every length, of an array without batch dimensions.
+inline void require_shape(const array_view& array, const char* name, const char* expected,
+                   std::initializer_list<std::int64_t> lengths) {
+  bool same = array.ndim == static_cast<std::int32_t>(lengths.size());
+  std::int32_t axis = 0;
+  for (const std::int64_t length : lengths) same = same && array.shape[axis++] == length;
+  if (!same) {
+    std::string text;
+    for (const std::int64_t length : lengths) {
+      text += (text.empty() ? "" : ", ") + std::to_string(length);
+    }
+    throw invalid_argument(std::string(name) + ": expected shape " + expected + " = (" + text +
+                           "), got " + shape_text(array.shape, array.ndim));
+  }
+}
+
 template <class T>
 vector_view<T> vector_at(const array_view& array, std::int64_t offset) {
   return {static_cast<T*>(array.data) + offset, array.strides[array.ndim - 1]};

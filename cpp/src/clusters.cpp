@@ -25,21 +25,6 @@ double work_of(std::int64_t n, std::int64_t k, std::int64_t d) {
   return static_cast<double>(n) * static_cast<double>(k) * static_cast<double>(d);
 }
 
-void require_shape(const array_view& array, const char* name, const char* expected,
-                   std::initializer_list<std::int64_t> lengths) {
-  bool same = array.ndim == static_cast<std::int32_t>(lengths.size());
-  std::int32_t axis = 0;
-  for (const std::int64_t length : lengths) same = same && array.shape[axis++] == length;
-  if (!same) {
-    std::string text;
-    for (const std::int64_t length : lengths) {
-      text += (text.empty() ? "" : ", ") + std::to_string(length);
-    }
-    throw invalid_argument(std::string(name) + ": expected shape " + expected + " = (" + text +
-                           "), got " + shape_text(array.shape, array.ndim));
-  }
-}
-
 void require_contiguous(const array_view& array, const char* name) {
   std::int64_t stride = 1;
   for (std::int32_t axis = array.ndim - 1; axis >= 0; --axis) {

@@ -460,4 +460,128 @@ void gaussian_log_normalizer_vjp(const array_view& grad, const array_view& x,
       m, grad, log_z, grad_x, grad_log_counts, grad_means, grad_factors, grad_diagonal, workspace);
 }
 
+namespace {
+
+constexpr std::int64_t kResidualRows = 256;
+
+template <class T>
+workspace_layout::slots residual_slots(workspace_layout& workspace, std::int64_t n, std::int64_t d,
+                                       std::int64_t largest) {
+  return workspace.take_slots(
+      functions<T>().residuals_scratch(std::min(n, kResidualRows), d, largest),
+      divide_up(n, kResidualRows));
+}
+
+template <class T>
+void sample_residuals_as(sample_residuals_task<T> whole, const array_view& workspace) {
+  workspace_layout pieces(workspace);
+  const auto slots = residual_slots<T>(pieces, whole.n, whole.depth, whole.largest);
+  const auto& kernels = functions<T>();
+  const double work = static_cast<double>(whole.n) * static_cast<double>(whole.k) *
+                      static_cast<double>(whole.largest) * static_cast<double>(whole.depth + 16);
+  parallel_for(divide_up(whole.n, kResidualRows), threads_for(work, slots.count),
+               [&](std::int64_t index, int slot) {
+                 const std::int64_t first = index * kResidualRows;
+                 sample_residuals_task<T> task = whole;
+                 task.x = task.x.from(first);
+                 task.n = std::min(kResidualRows, whole.n - first);
+                 task.variance = task.variance.from(first);
+                 task.scale = task.scale.from(first);
+                 if (task.shift) task.shift = task.shift.from(first);
+                 task.excluded = task.excluded.from(first);
+                 task.log_factor = task.log_factor.from(first);
+                 task.log_error = task.log_error.from(first);
+                 task.third = task.third.from(first);
+                 task.scratch = slots[slot];
+                 kernels.sample_residuals(task);
+               });
+}
+
+}  // namespace
+
+std::size_t sample_residuals_workspace(std::int64_t n, std::int64_t d, std::int64_t largest,
+                                       std::int64_t itemsize) {
+  workspace_layout workspace;
+  (itemsize == 4 ? residual_slots<float> : residual_slots<double>)(workspace, n, d, largest);
+  return workspace.size();
+}
+
+void sample_residuals(const array_view& x, const array_view& deviations, const array_view& weights,
+                      const array_view& offsets, const array_view& variance,
+                      const array_view& scale, const array_view* shift, const array_view* excluded,
+                      bool quadratic, const array_view& log_factor, const array_view& log_error,
+                      const array_view& third, const array_view& workspace) {
+  require_real(x, "x");
+  const auto check = [&](const array_view& array, const char* name, const char* expected,
+                         std::initializer_list<std::int64_t> lengths) {
+    require_dtype(array, x.type, name);
+    require_shape(array, name, expected, lengths);
+  };
+  if (x.ndim != 2) {
+    throw invalid_argument("x: expected shape (n, d), got " + shape_text(x.shape, x.ndim));
+  }
+  if (deviations.ndim != 2) {
+    throw invalid_argument("deviations: expected shape (s, d), got " +
+                           shape_text(deviations.shape, deviations.ndim));
+  }
+  const std::int64_t n = x.shape[0];
+  const std::int64_t d = x.shape[1];
+  const std::int64_t s = deviations.shape[0];
+  check(deviations, "deviations", "(s, d)", {s, d});
+  check(weights, "weights", "(s,)", {s});
+  require_dtype(offsets, dtype::int64, "offsets");
+  if (offsets.ndim != 1 || offsets.shape[0] < 1) {
+    throw invalid_argument("offsets: expected shape (k + 1,), got " +
+                           shape_text(offsets.shape, offsets.ndim));
+  }
+  const std::int64_t k = offsets.shape[0] - 1;
+  const auto starts = vector_at<const std::int64_t>(offsets, 0);
+  std::int64_t largest = 0;
+  for (std::int64_t a = 0; a < k; ++a) {
+    if (starts[a] < 0 || starts[a + 1] < starts[a] || starts[a + 1] > s) {
+      throw invalid_argument("offsets: expected ascending values in [0, " + std::to_string(s) +
+                             "], got " + std::to_string(starts[a]) + " before " +
+                             std::to_string(starts[a + 1]));
+    }
+    largest = std::max(largest, starts[a + 1] - starts[a]);
+  }
+  check(variance, "variance", "(n, k)", {n, k});
+  check(scale, "scale", "(n, k)", {n, k});
+  if (shift) check(*shift, "shift", "(n, k)", {n, k});
+  if (excluded) {
+    require_dtype(*excluded, dtype::int64, "excluded");
+    require_shape(*excluded, "excluded", "(n,)", {n});
+  }
+  check(log_factor, "log_factor", "(n, k)", {n, k});
+  check(log_error, "log_error", "(n, k)", {n, k});
+  check(third, "third", "(n, k)", {n, k});
+  if (n == 0) return;
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    sample_residuals_task<T> task{};
+    task.x = matrix_at<const T>(x, 0);
+    task.n = n;
+    task.depth = d;
+    task.k = k;
+    task.deviations = matrix_at<const T>(deviations, 0);
+    task.weights = vector_at<const T>(weights, 0);
+    task.offsets = starts;
+    task.largest = largest;
+    task.variance = matrix_at<const T>(variance, 0);
+    task.scale = matrix_at<const T>(scale, 0);
+    if (shift) task.shift = matrix_at<const T>(*shift, 0);
+    if (excluded) task.excluded = vector_at<const std::int64_t>(*excluded, 0);
+    task.quadratic = quadratic;
+    task.log_factor = matrix_at<T>(log_factor, 0);
+    task.log_error = matrix_at<T>(log_error, 0);
+    task.third = matrix_at<T>(third, 0);
+    sample_residuals_as<T>(task, workspace);
+  };
+  if (x.type == dtype::float32) {
+    run(float{});
+  } else {
+    run(double{});
+  }
+}
+
 }  // namespace subquad::core

@@ -71,6 +71,15 @@ void component_scatter(const array_view& y, const array_view& labels, const arra
                        const array_view& means, const array_view& scatter, const array_view& radii,
                        const array_view& workspace);
 
+// `largest`: samples of one component, at most.
+std::size_t sample_residuals_workspace(std::int64_t n, std::int64_t d, std::int64_t largest,
+                                       std::int64_t itemsize);
+void sample_residuals(const array_view& x, const array_view& deviations, const array_view& weights,
+                      const array_view& offsets, const array_view& variance,
+                      const array_view& scale, const array_view* shift, const array_view* excluded,
+                      bool quadratic, const array_view& log_factor, const array_view& log_error,
+                      const array_view& third, const array_view& workspace);
+
 }  // namespace subquad::core
 
 #endif  // SUBQUAD_NORMALIZERS_CORE_HPP

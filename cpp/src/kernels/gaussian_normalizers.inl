@@ -358,9 +358,154 @@ void covariance(matrix_view<const T> factor, std::int64_t depth, std::int64_t ra
 }
 
 template <class T>
+std::size_t residuals_scratch(std::int64_t n, std::int64_t depth, std::int64_t largest) {
+  constexpr int kColumns = kTileColumns<T>;
+  const std::int64_t padded = divide_up(largest, kTileRows) * kTileRows;
+  return sizeof(T) * static_cast<std::size_t>(packed_size<kColumns>(n, depth) +
+                                              padded * (depth + kColumns));
+}
+
+// One column of a matrix over the lanes of a row panel, 0 past the last row.
+template <class T>
+SUBQUAD_INLINE void gather(matrix_view<const T> from, std::int64_t a, std::int64_t width,
+                           vec<T> (&to)[kTileVectors]) {
+  for (int v = 0; v < kTileVectors; ++v) to[v] = vec<T>{};
+  if (!from) return;
+  for (std::int64_t c = 0; c < width; ++c) to[c / lanes<T>][c % lanes<T>] = from(c, a);
+}
+
+// Sums over the samples of one component, per lane.
+template <class T>
+struct residual_sums {
+  vec<T> residual;  // of r - first
+  vec<T> square;    // of (r - first)^2
+  vec<T> third;     // of w t^3
+  vec<T> weight;
+  vec<T> number;
+};
+
+template <class T>
+SUBQUAD_INLINE void add(residual_sums<T>& to, const residual_sums<T>& from) {
+  to.residual += from.residual;
+  to.square += from.square;
+  to.third += from.third;
+  to.weight += from.weight;
+  to.number += from.number;
+}
+
+// t holds the scores, [count][columns], -inf where excluded.
+template <class T>
+SUBQUAD_INLINE void finish_residuals(const sample_residuals_task<T>& task, std::int64_t row,
+                                     std::int64_t a, std::int64_t width, const T* t) {
+  constexpr int kColumns = kTileColumns<T>;
+  constexpr std::int64_t kBlock = 48;
+  const std::int64_t begin = task.offsets[a];
+  const std::int64_t count = task.offsets[a + 1] - begin;
+  const vec<T> zero = {};
+  const vec<T> excluded = broadcast(-kInfinity<T>);
+  vec<T> half[kTileVectors];
+  vec<T> scale[kTileVectors];
+  gather<T>(task.variance.from(row), a, width, half);
+  gather<T>(task.scale.from(row), a, width, scale);
+  for (int v = 0; v < kTileVectors; ++v) {
+    half[v] *= T(0.5);
+    vec<T> peak = zero;
+    for (std::int64_t j = 0; j < count; ++j) {
+      peak = max<T>(load(t + j * kColumns + v * lanes<T>) - half[v], peak);
+    }
+    const vec<T> common = peak > T(1) ? peak : zero;
+    const vec<T> small = exp<T>(-common);
+    residual_sums<T> sums = {};
+    vec<T> first = zero;
+    for (std::int64_t j = 0; j < count;) {
+      const std::int64_t end = smaller(count, j + kBlock);
+      residual_sums<T> block = {};
+      for (; j < end; ++j) {
+        const vec<T> stored = load(t + j * kColumns + v * lanes<T>);
+        const ivec<T> absent = stored == excluded;
+        const vec<T> score = absent ? zero : stored;
+        const vec<T> weight = absent ? zero : broadcast(task.weights[begin + j]);
+        vec<T> control = T(1) + score;
+        if (task.quadratic) control += T(0.5) * score * score - half[v];
+        const vec<T> exponential = exp2_bounded<T>((score - half[v] - common) * kLog2E<T>);
+        const vec<T> residual = weight * (exponential - control * small);
+        if (j == 0) first = residual;
+        const vec<T> deviation = absent ? zero : residual - first;
+        block.residual += deviation;
+        block.square += deviation * deviation;
+        block.third += weight * score * score * score;
+        block.weight += weight;
+        block.number += absent ? zero : broadcast(T(1));
+      }
+      add(sums, block);
+    }
+    const vec<T> number = sums.number > T(1) ? sums.number : broadcast(T(1));
+    const vec<T> mean = (sums.number > zero ? first : zero) + sums.residual / number;
+    const vec<T> delta = scale[v] * mean;
+    const vec<T> near = log1p<T>(delta);
+    const vec<T> far = common + log<T>(small + delta);
+    vec<T> log_factor = common == zero ? near : far;
+    log_factor = small + delta > zero ? log_factor : broadcast(static_cast<T>(__builtin_nan("")));
+    const vec<T> spread = sums.square - sums.residual * sums.residual / number;
+    const vec<T> degrees = number > T(1) ? number - T(1) : broadcast(T(1));
+    vec<T> log_error = common + log<T>(scale[v]) +
+                       T(0.5) * log<T>(max<T>(zero, spread / (degrees * number)));
+    log_error = sums.number > T(1) ? log_error : excluded;
+    const vec<T> third = sums.third / (sums.weight == zero ? broadcast(T(1)) : sums.weight);
+    for (std::int64_t c = v * lanes<T>; c < smaller<std::int64_t>(width, (v + 1) * lanes<T>); ++c) {
+      task.log_factor(row + c, a) = log_factor[c % lanes<T>];
+      task.log_error(row + c, a) = log_error[c % lanes<T>];
+      task.third(row + c, a) = third[c % lanes<T>];
+    }
+  }
+}
+
+template <class T>
+void sample_residuals(const sample_residuals_task<T>& task) {
+  constexpr int kColumns = kTileColumns<T>;
+  const std::int64_t depth = task.depth;
+  const std::int64_t padded = divide_up(task.largest, kTileRows) * kTileRows;
+  T* panels = static_cast<T*>(task.scratch);
+  T* samples = panels + packed_size<kColumns>(task.n, depth);
+  T* t = samples + padded * depth;
+  pack_rows<kColumns, T>(task.x, task.n, depth, panels);
+  for (std::int64_t a = 0; a < task.k; ++a) {
+    const std::int64_t begin = task.offsets[a];
+    const std::int64_t count = task.offsets[a + 1] - begin;
+    pack_rows<kTileRows, T>(task.deviations.from(begin), count, depth, samples);
+    for (std::int64_t row = 0; row < task.n; row += kColumns) {
+      const std::int64_t width = smaller<std::int64_t>(kColumns, task.n - row);
+      vec<T> shift[kTileVectors];
+      gather<T>(task.shift ? task.shift.from(row) : task.shift, a, width, shift);
+      for (std::int64_t j = 0; j < count; j += kTileRows) {
+        tile<T> scores;
+        SUBQUAD_UNROLL_ROWS
+        for (int r = 0; r < kTileRows; ++r) {
+          scores[r][0] = shift[0];
+          scores[r][1] = shift[1];
+        }
+        tile_product<T>(depth, samples + j * depth, panels + row * depth, scores);
+        T* to = t + j * kColumns;
+        SUBQUAD_UNROLL_ROWS
+        for (int r = 0; r < kTileRows; ++r) {
+          store(to + r * kColumns, scores[r][0]);
+          store(to + r * kColumns + lanes<T>, scores[r][1]);
+        }
+      }
+      for (std::int64_t c = 0; task.excluded && c < width; ++c) {
+        const std::int64_t j = task.excluded[row + c] - begin;
+        if (task.excluded[row + c] >= 0 && j >= 0 && j < count) t[j * kColumns + c] = -kInfinity<T>;
+      }
+      finish_residuals<T>(task, row, a, width, t);
+    }
+  }
+}
+
+template <class T>
 constexpr gaussian_normalizers_functions<T> functions = {
-    scores_scratch<T>,   log_normalizer<T>, score_moments<T>, responsibilities<T>,
-    gradient_scratch<T>, gradient<T>,       covariance<T>};
+    scores_scratch<T>,   log_normalizer<T>, score_moments<T>,     responsibilities<T>,
+    gradient_scratch<T>, gradient<T>,       covariance<T>,        residuals_scratch<T>,
+    sample_residuals<T>};
 
 }  // namespace
 

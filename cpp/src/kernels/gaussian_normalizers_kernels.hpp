@@ -72,6 +72,35 @@ struct gaussian_gradient_task {
   void* scratch;  // gradient_scratch bytes, aligned to 64
 };
 
+// What samples of component a, j in [offsets[a], offsets[a + 1]) without excluded_i, say of its Gaussian
+// value. With t = x_i . deviations_j + shift_ia, q(t) = 1 + t (- v/2 + t^2/2 where quadratic) and
+// r_j = weights_j (e^(t - v/2) - q(t)):
+//   log_factor = log(1 + scale_ia mean r), NaN where that is not positive
+//   log_error = log(scale_ia sd(r) / sqrt(number of samples)), -inf for fewer than two
+//   third = sum w t^3 / sum w
+// Exponents above 1 share a factor that returns as a logarithm: nothing overflows that is finite.
+// Without samples: 0, -inf, 0. Sums of 48 samples in T, then sums of those.
+template <class T>
+struct sample_residuals_task {
+  matrix_view<const T> x;
+  std::int64_t n;
+  std::int64_t depth;
+  std::int64_t k;
+  matrix_view<const T> deviations;
+  vector_view<const T> weights;
+  vector_view<const std::int64_t> offsets;
+  std::int64_t largest;  // samples of a component, at most
+  matrix_view<const T> variance;             // (n, k)
+  matrix_view<const T> scale;                // (n, k)
+  matrix_view<const T> shift;                // (n, k), optional
+  vector_view<const std::int64_t> excluded;  // (n), optional
+  bool quadratic;
+  matrix_view<T> log_factor;  // (n, k)
+  matrix_view<T> log_error;
+  matrix_view<T> third;
+  void* scratch;  // residuals_scratch bytes, aligned to 64
+};
+
 template <class T>
 struct gaussian_normalizers_functions {
   std::size_t (*scores_scratch)(std::int64_t n, std::int64_t depth, std::int64_t rank);
@@ -83,6 +112,8 @@ struct gaussian_normalizers_functions {
   // out = factor factor^T + diag(diagonal), out (depth, depth) contiguous.
   void (*covariance)(matrix_view<const T> factor, std::int64_t depth, std::int64_t rank,
                      vector_view<const T> diagonal, T* out);
+  std::size_t (*residuals_scratch)(std::int64_t n, std::int64_t depth, std::int64_t largest);
+  void (*sample_residuals)(const sample_residuals_task<T>& task);
 };
 
 struct gaussian_normalizers_kernels {

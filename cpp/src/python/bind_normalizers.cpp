@@ -142,6 +142,28 @@ void component_scatter(handle y, handle labels, handle weights, handle means, ha
                           scatter_view.view(), radii_view.view(), workspace_view.view());
 }
 
+void sample_residuals(handle x, handle deviations, handle weights, handle offsets, handle variance,
+                      handle scale, handle shift, handle excluded, bool quadratic,
+                      handle log_factor, handle log_error, handle third, handle workspace) {
+  const input x_view(x, "x");
+  const input deviations_view(deviations, "deviations");
+  const input weights_view(weights, "weights");
+  const input offsets_view(offsets, "offsets");
+  const input variance_view(variance, "variance");
+  const input scale_view(scale, "scale");
+  const optional_input shift_view(shift, "shift");
+  const optional_input excluded_view(excluded, "excluded");
+  const output log_factor_view(log_factor, "log_factor");
+  const output log_error_view(log_error, "log_error");
+  const output third_view(third, "third");
+  const output workspace_view(workspace, "workspace");
+  const py::gil_scoped_release unlocked;
+  core::sample_residuals(x_view.view(), deviations_view.view(), weights_view.view(),
+                         offsets_view.view(), variance_view.view(), scale_view.view(),
+                         shift_view.get(), excluded_view.get(), quadratic, log_factor_view.view(),
+                         log_error_view.view(), third_view.view(), workspace_view.view());
+}
+
 }  // namespace
 
 void bind_normalizers(py::module_& module) {
@@ -182,6 +204,12 @@ void bind_normalizers(py::module_& module) {
              arg("d"), arg("itemsize"), arg("diagonal"), pos_only());
   module.def("component_scatter", &component_scatter, arg("y"), arg("labels"), arg("weights"),
              arg("means"), arg("scatter"), arg("radii"), arg("workspace"), pos_only());
+  module.def("sample_residuals_workspace", &core::sample_residuals_workspace, arg("n"), arg("d"),
+             arg("largest"), arg("itemsize"), pos_only());
+  module.def("sample_residuals", &sample_residuals, arg("x"), arg("deviations"), arg("weights"),
+             arg("offsets"), arg("variance"), arg("scale"), arg("shift"), arg("excluded"),
+             arg("quadratic"), arg("log_factor"), arg("log_error"), arg("third"), arg("workspace"),
+             pos_only());
 }
 
 }  // namespace subquad::python

@@ -1,3 +1,5 @@
+#include <pybind11/typing.h>
+
 #include <exception>
 #include <string>
 
@@ -10,13 +12,13 @@
 namespace subquad::python {
 namespace {
 
-py::list isa_levels() {
+py::typing::List<py::str> isa_levels() {
   py::list levels;
   for (int i = 0; i < isa_level_count(); ++i) levels.append(isa_name(isa_level_at(i)));
   return levels;
 }
 
-py::dict build_config() {
+py::typing::Dict<py::str, py::object> build_config() {
   py::dict config;
   config["version"] = SUBQUAD_VERSION;
   config["compiler"] = SUBQUAD_COMPILER;
@@ -51,7 +53,9 @@ void bind_runtime(py::module_& module) {
   module.def("get_isa", [] { return isa_name(current_isa()); });
   module.def("isa_levels", &isa_levels);
   module.def("build_config", &build_config);
-  module.def("_dlpack_layout", &dlpack_layout);
+  module.def("_dlpack_layout", [] {
+    return py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::tuple>>(dlpack_layout());
+  });
 }
 
 }  // namespace subquad::python

@@ -104,6 +104,7 @@ py::object call_dlpack(py::handle object, const char* name) {
   if (cause.matches(PyExc_BufferError)) {
     py::raise_from(cause, PyExc_TypeError,
                    (argument + ": DLPack does not export this " + type_name(object)).c_str());
+    throw py::error_already_set();
   }
   throw std::move(cause);
 }
