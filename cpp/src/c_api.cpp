@@ -324,26 +324,3 @@ subquad_status subquad_sample_residuals(
         required_argument(workspace, "workspace").get());
   });
 }
-
-size_t subquad_sample_residuals_workspace(int64_t n, int64_t d, int64_t largest,
-                                          int64_t itemsize) {
-  return subquad::core::sample_residuals_workspace(n, d, largest, itemsize);
-}
-
-subquad_status subquad_sample_residuals(
-    const subquad_array* x, const subquad_array* deviations, const subquad_array* weights,
-    const subquad_array* offsets, const subquad_array* variance, const subquad_array* scale,
-    const subquad_array* shift, const subquad_array* excluded, int32_t quadratic,
-    const subquad_array* log_factor, const subquad_array* log_error, const subquad_array* third,
-    const subquad_array* workspace, const subquad_context* context, subquad_error* error) {
-  return subquad::run(context, error, [&] {
-    subquad::core::sample_residuals(
-        required_argument(x, "x").get(), required_argument(deviations, "deviations").get(),
-        required_argument(weights, "weights").get(), required_argument(offsets, "offsets").get(),
-        required_argument(variance, "variance").get(), required_argument(scale, "scale").get(),
-        optional_argument(shift, "shift").get(), optional_argument(excluded, "excluded").get(),
-        quadratic != 0, required_argument(log_factor, "log_factor").get(),
-        required_argument(log_error, "log_error").get(), required_argument(third, "third").get(),
-        required_argument(workspace, "workspace").get());
-  });
-}

@@ -232,27 +232,6 @@ SUBQUAD_API subquad_status subquad_sample_residuals(
     const subquad_array* log_factor, const subquad_array* log_error, const subquad_array* third,
     const subquad_array* workspace, const subquad_context* context, subquad_error* error);
 
-/* Control variates of a mixture's components: what s_a sampled keys of component a say about the
- * factor by which its Gaussian term is wrong. With t_j = x_i . deviations_j + shift_ia over the samples
- * j != excluded_i of component a, and v = variance_ia,
- *   r_j = weights_j (e^t - e^(v/2) q), q = 1 - v/2 + t + t^2/2 where quadratic != 0, else 1 + t
- *   log_factor_ia = log(1 + scale_ia e^(-v/2) mean_j r_j), NaN where that is not positive
- *   log_error_ia = log(scale_ia e^(-v/2) sd_j(r_j) / sqrt(s_a)), -inf for fewer than two samples
- *   third_ia = sum_j weights_j t_j^3 / sum_j weights_j
- * and 0, -inf, 0 for a component without samples. Nothing overflows on the way.
- *
- * x (n, d); deviations (s, d) and weights (s), the samples grouped by component; offsets (k + 1),
- * int64, where each group begins; variance, scale (n, k); shift (n, k), optional (0); excluded (n),
- * int64, optional; log_factor, log_error, third (n, k). `largest` is the length of the longest group. */
-SUBQUAD_API size_t subquad_sample_residuals_workspace(int64_t n, int64_t d, int64_t largest,
-                                                      int64_t itemsize);
-SUBQUAD_API subquad_status subquad_sample_residuals(
-    const subquad_array* x, const subquad_array* deviations, const subquad_array* weights,
-    const subquad_array* offsets, const subquad_array* variance, const subquad_array* scale,
-    const subquad_array* shift, const subquad_array* excluded, int32_t quadratic,
-    const subquad_array* log_factor, const subquad_array* log_error, const subquad_array* third,
-    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
-
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

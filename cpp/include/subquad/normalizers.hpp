@@ -172,25 +172,6 @@ inline void sample_residuals(const array_view& x, const array_view& deviations,
                as_c(log_factor), as_c(log_error), as_c(third), as_c(workspace), &how);
 }
 
-inline std::size_t sample_residuals_workspace(std::int64_t n, std::int64_t d, std::int64_t largest,
-                                              std::int64_t itemsize) {
-  return subquad_sample_residuals_workspace(n, d, largest, itemsize);
-}
-
-inline void sample_residuals(const array_view& x, const array_view& deviations,
-                             const array_view& weights, const array_view& offsets,
-                             const array_view& variance, const array_view& scale,
-                             const array_view* shift, const array_view* excluded, bool quadratic,
-                             const array_view& log_factor, const array_view& log_error,
-                             const array_view& third, const array_view& workspace,
-                             const context& how = {}) {
-  using detail::as_c;
-  detail::call(subquad_sample_residuals, as_c(x), as_c(deviations), as_c(weights), as_c(offsets),
-               as_c(variance), as_c(scale), as_c(shift), as_c(excluded),
-               static_cast<std::int32_t>(quadratic), as_c(log_factor), as_c(log_error),
-               as_c(third), as_c(workspace), &how);
-}
-
 }  // namespace subquad
 
 #endif  // SUBQUAD_NORMALIZERS_HPP

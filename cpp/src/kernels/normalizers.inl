@@ -83,8 +83,81 @@ SUBQUAD_INLINE void mask_tile(const lane_exclusions<T>& exclusions, std::int64_t
   }
 }
 
+// Rows up to which a key is read where it lies, once for all of them, instead of being packed for
+// tiles that few rows leave mostly empty: 20000 keys of length 50, one row, v4, 0.1 ms against 1.2.
+constexpr std::int64_t kFewRows = 8;
+
+template <class T>
+void log_normalizer_of_few(const log_normalizer_task<T>& task) {
+  constexpr std::int64_t kBlock = 256;
+  const std::int64_t depth = task.depth;
+  T* rows = static_cast<T*>(task.scratch);
+  for (std::int64_t i = 0; i < task.n; ++i) {
+    for (std::int64_t k = 0; k < depth; ++k) rows[i * depth + k] = task.x(i, k);
+    task.shift[i] = kLowest<T>;
+    task.sum[i] = 0;
+  }
+  for (std::int64_t first = 0; first < task.m; first += kBlock) {
+    const std::int64_t count = smaller(kBlock, task.m - first);
+    const vector_view<const T> log_weights = task.log_weights.from(first);
+    for (std::int64_t i = 0; i < task.n; ++i) {
+      const T* row = rows + i * depth;
+      T scores[kBlock];
+      for (std::int64_t j = 0; j < count; j += 4) {
+        const T* keys[4];
+        for (int r = 0; r < 4; ++r) {
+          keys[r] = task.y.data + (first + smaller(j + r, count - 1)) * task.y.row_stride;
+        }
+        T s0 = 0;
+        T s1 = 0;
+        T s2 = 0;
+        T s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+        for (std::int64_t k = 0; k < depth; ++k) {
+          s0 += row[k] * keys[0][k];
+          s1 += row[k] * keys[1][k];
+          s2 += row[k] * keys[2][k];
+          s3 += row[k] * keys[3][k];
+        }
+        scores[j] = s0;
+        scores[j + 1] = s1;
+        scores[j + 2] = s2;
+        scores[j + 3] = s3;
+      }
+      for (std::int64_t j = count; j < kBlock; ++j) scores[j] = -kInfinity<T>;
+      for (std::int64_t j = 0; log_weights && j < count; ++j) {
+        scores[j] = log_weights[j] == -kInfinity<T> ? -kInfinity<T> : scores[j] + log_weights[j];
+      }
+      if (task.excluded) {
+        const std::int64_t j = task.excluded[i] - task.first_key - first;
+        if (task.excluded[i] >= 0 && j >= 0 && j < count) scores[j] = -kInfinity<T>;
+      }
+      const std::int64_t padded = divide_up(count, lanes<T>) * lanes<T>;
+      vec<T> largest = broadcast(kLowest<T>);
+      for (std::int64_t j = 0; j < padded; j += lanes<T>) largest = max<T>(load(scores + j), largest);
+      T peak = largest[0];
+      for (int c = 1; c < lanes<T>; ++c) peak = largest[c] > peak ? largest[c] : peak;
+      peak *= kLog2E<T>;
+      const T shift = peak > static_cast<T>(task.shift[i]) ? peak : static_cast<T>(task.shift[i]);
+      vec<T> sum = {};
+      for (std::int64_t j = 0; j < padded; j += lanes<T>) {
+        sum += exp2_bounded<T>(load(scores + j) * kLog2E<T> - shift);
+      }
+      if (static_cast<double>(shift) != task.shift[i]) {
+        task.sum[i] *= __builtin_exp2(task.shift[i] - static_cast<double>(shift));
+        task.shift[i] = static_cast<double>(shift);
+      }
+      for (int c = 0; c < lanes<T>; ++c) task.sum[i] += static_cast<double>(sum[c]);
+    }
+  }
+}
+
 template <class T>
 void log_normalizer(const log_normalizer_task<T>& task) {
+  if (task.n <= kFewRows && task.y.column_stride == 1) {
+    log_normalizer_of_few<T>(task);
+    return;
+  }
   constexpr int kColumns = kTileColumns<T>;
   const std::int64_t depth = task.depth;
   const std::int64_t block = log_normalizer_block<T>(task.m, depth);
