@@ -51,8 +51,9 @@ class batch_shape {
       } else if (lengths_[i] == 1) {
         lengths_[i] = length;
       } else if (length != 1 && length != lengths_[i]) {
-        throw invalid_argument(std::string(name) + ": expected batch dimensions that broadcast with " +
-                               text() + ", got shape " + shape_text(array.shape, array.ndim));
+        throw invalid_argument(std::string(name) +
+                               ": expected batch dimensions that broadcast with " + text() +
+                               ", got shape " + shape_text(array.shape, array.ndim));
       }
     }
     rank_ = std::max(rank_, rank);
@@ -137,7 +138,7 @@ inline void require_real(const array_view& array, const char* name) {
 
 // Every length, of an array without batch dimensions.
 inline void require_shape(const array_view& array, const char* name, const char* expected,
-                   std::initializer_list<std::int64_t> lengths) {
+                          std::initializer_list<std::int64_t> lengths) {
   bool same = array.ndim == static_cast<std::int32_t>(lengths.size());
   std::int32_t axis = 0;
   for (const std::int64_t length : lengths) same = same && array.shape[axis++] == length;
@@ -218,8 +219,10 @@ class workspace_layout {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
   }
   [[noreturn]] void fail() const {
-    throw invalid_argument("workspace: expected at least as many bytes as the function's "
-                           "workspace size, got " + std::to_string(size_));
+    throw invalid_argument(
+        "workspace: expected at least as many bytes as the function's "
+        "workspace size, got " +
+        std::to_string(size_));
   }
 
   char* begin_ = nullptr;

@@ -24,8 +24,7 @@ inline void check_array(const array_view& view, const char* name) {
   for (std::int32_t axis = 0; axis < view.ndim; ++axis) {
     if (view.shape[axis] < 0) {
       throw invalid_argument(argument + ": expected lengths of at least 0, got " +
-                             std::to_string(view.shape[axis]) + " on axis " +
-                             std::to_string(axis));
+                             std::to_string(view.shape[axis]) + " on axis " + std::to_string(axis));
     }
     empty = empty || view.shape[axis] == 0;
   }

@@ -171,11 +171,13 @@ size_t subquad_log_normalizer_vjp_workspace(int64_t batch, int64_t n, int64_t m,
   return subquad::core::log_normalizer_vjp_workspace(batch, n, m, d, itemsize);
 }
 
-subquad_status subquad_log_normalizer_vjp(
-    const subquad_array* grad, const subquad_array* x, const subquad_array* y,
-    const subquad_array* log_weights, const subquad_array* excluded, const subquad_array* log_z,
-    const subquad_array* grad_x, const subquad_array* grad_y, const subquad_array* grad_log_weights,
-    const subquad_array* workspace, const subquad_context* context, subquad_error* error) {
+subquad_status subquad_log_normalizer_vjp(const subquad_array* grad, const subquad_array* x,
+                                          const subquad_array* y, const subquad_array* log_weights,
+                                          const subquad_array* excluded, const subquad_array* log_z,
+                                          const subquad_array* grad_x, const subquad_array* grad_y,
+                                          const subquad_array* grad_log_weights,
+                                          const subquad_array* workspace,
+                                          const subquad_context* context, subquad_error* error) {
   return subquad::run(context, error, [&] {
     subquad::core::log_normalizer_vjp(
         required_argument(grad, "grad").get(), required_argument(x, "x").get(),
@@ -307,12 +309,14 @@ size_t subquad_sample_residuals_workspace(int64_t n, int64_t d, int64_t largest,
   return subquad::core::sample_residuals_workspace(n, d, largest, itemsize);
 }
 
-subquad_status subquad_sample_residuals(
-    const subquad_array* x, const subquad_array* deviations, const subquad_array* weights,
-    const subquad_array* offsets, const subquad_array* variance, const subquad_array* scale,
-    const subquad_array* shift, const subquad_array* excluded, int32_t quadratic,
-    const subquad_array* log_factor, const subquad_array* log_error, const subquad_array* third,
-    const subquad_array* workspace, const subquad_context* context, subquad_error* error) {
+subquad_status subquad_sample_residuals(const subquad_array* x, const subquad_array* deviations,
+                                        const subquad_array* weights, const subquad_array* offsets,
+                                        const subquad_array* variance, const subquad_array* scale,
+                                        const subquad_array* shift, const subquad_array* excluded,
+                                        int32_t quadratic, const subquad_array* log_factor,
+                                        const subquad_array* log_error, const subquad_array* third,
+                                        const subquad_array* workspace,
+                                        const subquad_context* context, subquad_error* error) {
   return subquad::run(context, error, [&] {
     subquad::core::sample_residuals(
         required_argument(x, "x").get(), required_argument(deviations, "deviations").get(),

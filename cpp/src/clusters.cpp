@@ -75,12 +75,11 @@ void nearest_centroids_as(const array_view& x, const array_view& centroids,
   parallel_for(divide_up(n, kNearestRows), threads_for(work_of(n, k, d), slots.count),
                [&](std::int64_t index, int slot) {
                  const std::int64_t first = index * kNearestRows;
-                 kernels.nearest_centroids({matrix_at<const T>(x, 0).from(first),
-                                            std::min(kNearestRows, n - first),
-                                            matrix_at<const T>(centroids, 0), k, d,
-                                            vector_at<const T>(offsets, 0),
-                                            vector_at<std::int64_t>(labels, 0).from(first),
-                                            vector_at<T>(score, 0).from(first), slots[slot]});
+                 kernels.nearest_centroids(
+                     {matrix_at<const T>(x, 0).from(first), std::min(kNearestRows, n - first),
+                      matrix_at<const T>(centroids, 0), k, d, vector_at<const T>(offsets, 0),
+                      vector_at<std::int64_t>(labels, 0).from(first),
+                      vector_at<T>(score, 0).from(first), slots[slot]});
                });
 }
 
@@ -118,8 +117,8 @@ void component_sums_as(const array_view& y, const array_view& labels, const arra
     kernels.component_sums(
         {matrix_at<const T>(y, 0).from(first), std::min(layout.rows, n - first), d,
          vector_at<const std::int64_t>(labels, 0).from(first),
-         weights ? vector_at<const T>(*weights, 0).from(first) : vector_view<const T>{}, part_counts,
-         part_sums});
+         weights ? vector_at<const T>(*weights, 0).from(first) : vector_view<const T>{},
+         part_counts, part_sums});
   });
   const auto add_parts = [&](const double* from, std::int64_t size, double* to) {
     for (std::int64_t i = 0; i < size; ++i) {
@@ -198,8 +197,8 @@ void component_scatter_as(const array_view& y, const array_view& labels, const a
   auto* output = static_cast<double*>(scatter.data);
   auto* output_radii = static_cast<double*>(radii.data);
   const auto* centers = static_cast<const double*>(means.data);
-  const auto kernel = diagonal ? functions<T>().component_diagonal_scatter
-                               : functions<T>().component_scatter;
+  const auto kernel =
+      diagonal ? functions<T>().component_diagonal_scatter : functions<T>().component_scatter;
   const int threads = threads_for(work_of(n, diagonal ? 4 : d, d), layout.slots.count);
   parallel_for(n_tasks, threads, [&](std::int64_t index, int slot) {
     const scatter_task& task = layout.tasks[index];
@@ -258,8 +257,9 @@ void nearest_centroids(const array_view& x, const array_view& centroids, const a
   require_shape(labels, "labels", "(n,)", {x.shape[0]});
   require_shape(score, "score", "(n,)", {x.shape[0]});
   if (x.shape[0] == 0) return;
-  (x.type == dtype::float32 ? nearest_centroids_as<float> : nearest_centroids_as<double>)(
-      x, centroids, offsets, labels, score, workspace);
+  (x.type == dtype::float32
+       ? nearest_centroids_as<float>
+       : nearest_centroids_as<double>)(x, centroids, offsets, labels, score, workspace);
 }
 
 std::size_t component_sums_workspace(std::int64_t n, std::int64_t k, std::int64_t d, std::int64_t) {
@@ -294,8 +294,9 @@ void component_sums(const array_view& y, const array_view& labels, const array_v
   }
   require_shape(sums, "sums", "(k, d)", {counts.shape[0], y.shape[1]});
   check_labels(labels, y.shape[0], counts.shape[0]);
-  (y.type == dtype::float32 ? component_sums_as<float> : component_sums_as<double>)(
-      y, labels, weights, counts, sums, workspace);
+  (y.type == dtype::float32
+       ? component_sums_as<float>
+       : component_sums_as<double>)(y, labels, weights, counts, sums, workspace);
 }
 
 std::size_t component_scatter_workspace(std::int64_t n, std::int64_t k, std::int64_t d,
@@ -329,8 +330,9 @@ void component_scatter(const array_view& y, const array_view& labels, const arra
   }
   require_shape(radii, "radii", "(k,)", {k});
   check_labels(labels, y.shape[0], k);
-  (y.type == dtype::float32 ? component_scatter_as<float> : component_scatter_as<double>)(
-      y, labels, weights, means, scatter, radii, workspace);
+  (y.type == dtype::float32
+       ? component_scatter_as<float>
+       : component_scatter_as<double>)(y, labels, weights, means, scatter, radii, workspace);
 }
 
 }  // namespace subquad::core

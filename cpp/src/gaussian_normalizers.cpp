@@ -111,7 +111,8 @@ void check_output(const mixture& m, const array_view& array, std::int32_t core, 
   require_dtype(array, m.x.type, name);
   require_rank(array, core, name, expected);
   std::int32_t position = core;
-  for (const std::int64_t length : lengths) require_length(array, position--, length, name, expected);
+  for (const std::int64_t length : lengths)
+    require_length(array, position--, length, name, expected);
   m.shape.require(array, core, name);
 }
 
@@ -228,12 +229,11 @@ struct vjp_layout {
     scatters = workspace.take<double>(components * parts.count * size.d * size.d);
     radii = workspace.take<double>(components * parts.count);
     // One pass after the other on the same memory.
-    const std::size_t bytes =
-        std::max({functions<T>().scores_scratch(cut.rows, size.d, size.r),
-                  functions<T>().gradient_scratch(cut.rows, size.d),
-                  cluster_functions<T>().component_scatter_scratch(size.d)});
-    scores = workspace.take_slots(
-        bytes, std::max(size.batch * cut.row_tasks, components * parts.count));
+    const std::size_t bytes = std::max({functions<T>().scores_scratch(cut.rows, size.d, size.r),
+                                        functions<T>().gradient_scratch(cut.rows, size.d),
+                                        cluster_functions<T>().component_scatter_scratch(size.d)});
+    scores =
+        workspace.take_slots(bytes, std::max(size.batch * cut.row_tasks, components * parts.count));
     gradients = scores;
     statistics = scores;
   }
@@ -253,24 +253,25 @@ void vjp_as(const mixture& m, const array_view& grad, const array_view& log_z,
   const auto& kernels = functions<T>();
   const int threads = threads_for(2 * size.work(), layout.scores.count);
 
-  for_each_rows<T>(m, layout.scores,
-                   [&](std::int64_t b, std::int64_t first, const gaussian_scores<T>& s) {
-                     gaussian_responsibilities_task<T> task{};
-                     task.scores = s;
-                     task.log_counts = log_counts_of<T>(m, b);
-                     task.grad = vector_at<const T>(grad, m.shape.offset(grad, 1, b)).from(first);
-                     task.log_z = vector_at<const T>(log_z, m.shape.offset(log_z, 1, b)).from(first);
-                     task.out = {layout.responsibilities + b * k * n + first, n, 1};
-                     kernels.responsibilities(task);
-                   });
+  for_each_rows<T>(
+      m, layout.scores, [&](std::int64_t b, std::int64_t first, const gaussian_scores<T>& s) {
+        gaussian_responsibilities_task<T> task{};
+        task.scores = s;
+        task.log_counts = log_counts_of<T>(m, b);
+        task.grad = vector_at<const T>(grad, m.shape.offset(grad, 1, b)).from(first);
+        task.log_z = vector_at<const T>(log_z, m.shape.offset(log_z, 1, b)).from(first);
+        task.out = {layout.responsibilities + b * k * n + first, n, 1};
+        kernels.responsibilities(task);
+      });
 
   if (grad_x) {
     parallel_for(size.batch * k, threads, [&](std::int64_t index, int) {
       const gaussian_scores<T> s = scores_of<T>(m, index / k);
       const std::int64_t a = index % k;
       kernels.covariance(s.factors[a], d, size.r,
-                         s.diagonal ? vector_view<const T>{&s.diagonal(a, 0), s.diagonal.column_stride}
-                                    : vector_view<const T>{},
+                         s.diagonal
+                             ? vector_view<const T>{&s.diagonal(a, 0), s.diagonal.column_stride}
+                             : vector_view<const T>{},
                          layout.covariances + index * d * d);
     });
     const row_split cut(size.batch, n);
@@ -397,8 +398,9 @@ void gaussian_log_normalizer(const array_view& x, const array_view& log_counts,
     require_length(*own_log_weight, 1, m.size.n, "own_log_weight", "(n,)");
   }
   if (m.size.batch * m.size.n == 0) return;
-  (x.type == dtype::float32 ? log_normalizer_as<float> : log_normalizer_as<double>)(
-      m, own_component, own_log_weight, include_own, out, workspace);
+  (x.type == dtype::float32
+       ? log_normalizer_as<float>
+       : log_normalizer_as<double>)(m, own_component, own_log_weight, include_own, out, workspace);
 }
 
 std::size_t gaussian_score_moments_workspace(std::int64_t n, std::int64_t k, std::int64_t d,
@@ -414,7 +416,7 @@ void gaussian_score_moments(const array_view& x, const array_view& means, const 
   check_output(m, variance, 2, "variance", "(..., n, k)", {m.size.n, m.size.k});
   if (m.size.batch * m.size.n == 0) return;
   (x.type == dtype::float32 ? score_moments_as<float> : score_moments_as<double>)(m, mean, variance,
-                                                                                 workspace);
+                                                                                  workspace);
 }
 
 std::size_t gaussian_log_normalizer_vjp_workspace(std::int64_t batch, std::int64_t n,
@@ -456,8 +458,9 @@ void gaussian_log_normalizer_vjp(const array_view& grad, const array_view& x,
     check_output(m, *grad_diagonal, 2, "grad_diagonal", "(..., k, d)", {size.k, size.d});
   }
   if (size.batch == 0) return;
-  (x.type == dtype::float32 ? vjp_as<float> : vjp_as<double>)(
-      m, grad, log_z, grad_x, grad_log_counts, grad_means, grad_factors, grad_diagonal, workspace);
+  (x.type == dtype::float32 ? vjp_as<float>
+                            : vjp_as<double>)(m, grad, log_z, grad_x, grad_log_counts, grad_means,
+                                              grad_factors, grad_diagonal, workspace);
 }
 
 namespace {

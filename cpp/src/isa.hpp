@@ -42,9 +42,9 @@ void check_threads_environment();
 #error "subquad supports x86-64 and aarch64"
 #endif
 
-#define SUBQUAD_DETAIL_DECLARE_KERNELS(level, concept_name)       \
-  namespace level {                                               \
-  extern const concept_name##_kernels kernels_##concept_name;     \
+#define SUBQUAD_DETAIL_DECLARE_KERNELS(level, concept_name)   \
+  namespace level {                                           \
+  extern const concept_name##_kernels kernels_##concept_name; \
   }
 #define SUBQUAD_DETAIL_KERNELS_CASE(level, concept_name) \
   case isa_level::level:                                 \
@@ -52,17 +52,17 @@ void check_threads_environment();
 
 // At global scope, where `struct <concept>_kernels` is declared in namespace subquad: defines
 // subquad::<concept>_table(), the kernels of the current level. Call it once per operation.
-#define SUBQUAD_DEFINE_KERNEL_TABLE(concept_name)                                      \
-  namespace subquad {                                                                  \
-  SUBQUAD_FOR_EACH_ISA(SUBQUAD_DETAIL_DECLARE_KERNELS, concept_name)                   \
-  static inline const concept_name##_kernels& concept_name##_table() noexcept {        \
-    switch (current_isa()) {                                                           \
-      SUBQUAD_FOR_EACH_ISA(SUBQUAD_DETAIL_KERNELS_CASE, concept_name)                  \
-      default:                                                                         \
-        break;                                                                         \
-    }                                                                                  \
-    __builtin_unreachable();                                                           \
-  }                                                                                    \
+#define SUBQUAD_DEFINE_KERNEL_TABLE(concept_name)                               \
+  namespace subquad {                                                           \
+  SUBQUAD_FOR_EACH_ISA(SUBQUAD_DETAIL_DECLARE_KERNELS, concept_name)            \
+  static inline const concept_name##_kernels& concept_name##_table() noexcept { \
+    switch (current_isa()) {                                                    \
+      SUBQUAD_FOR_EACH_ISA(SUBQUAD_DETAIL_KERNELS_CASE, concept_name)           \
+      default:                                                                  \
+        break;                                                                  \
+    }                                                                           \
+    __builtin_unreachable();                                                    \
+  }                                                                             \
   }
 
 #endif  // SUBQUAD_ISA_HPP

@@ -25,7 +25,7 @@ const normalizers_functions<double>& functions() {
 
 // How rows (whose sums are wanted) and columns (what is summed) are cut. A function of the shapes
 // alone, so that results do not depend on the number of threads. 640 rows make the packing of a
-// column cheap (2 % of its products); columns are cut only where there are too few rows for 64 tasks.
+// column cheap (2 % of its products); columns are cut where too few rows make too few tasks.
 struct split {
   std::int64_t rows;
   std::int64_t row_tasks;
@@ -155,8 +155,7 @@ void log_normalizer_as(const batch_shape& shape, const array_view& x, const arra
       for (std::int64_t part = 0; part < cut.column_tasks; ++part) {
         const std::int64_t at = (part * batch + b) * n + i;
         // Equal shifts first: the lowest finite one minus itself, and inf minus inf, need no power.
-        const double scale =
-            layout.shift[at] == shift ? 1 : std::exp2(layout.shift[at] - shift);
+        const double scale = layout.shift[at] == shift ? 1 : std::exp2(layout.shift[at] - shift);
         sum += layout.sum[at] * scale;
       }
       if (std::isinf(shift)) {
@@ -200,11 +199,13 @@ batch_shape check_exact(const array_view& x, const array_view& y, const array_vi
 // Parts of the output that column tasks write before they are added, kept below 2^22 elements.
 split reverse_split(std::int64_t batch, std::int64_t n, std::int64_t m, std::int64_t d) {
   split cut(batch, n, m);
-  const std::int64_t most = (std::int64_t{1} << 22) / std::max<std::int64_t>(1, batch * n * (d + 1));
+  const std::int64_t most =
+      (std::int64_t{1} << 22) / std::max<std::int64_t>(1, batch * n * (d + 1));
   if (cut.column_tasks > std::max<std::int64_t>(1, most)) {
     cut.column_tasks = std::max<std::int64_t>(1, most);
     cut.columns = divide_up(divide_up(m, cut.column_tasks), 12) * 12;
-    cut.column_tasks = std::max<std::int64_t>(1, divide_up(m, std::max<std::int64_t>(1, cut.columns)));
+    cut.column_tasks =
+        std::max<std::int64_t>(1, divide_up(m, std::max<std::int64_t>(1, cut.columns)));
   }
   return cut;
 }
@@ -327,7 +328,8 @@ void log_normalizer_vjp_as(const batch_shape& shape, const array_view& grad, con
     const auto weights = log_weights
                              ? vector_at<const T>(*log_weights, shape.offset(*log_weights, 1, b))
                              : vector_view<const T>{};
-    for (std::int64_t j = 0; j < m; ++j) layout.log_weights[b * m + j] = weights ? weights[j] : T(0);
+    for (std::int64_t j = 0; j < m; ++j)
+      layout.log_weights[b * m + j] = weights ? weights[j] : T(0);
   }
   const auto exclusions =
       excluded ? vector_at<const std::int64_t>(*excluded, 0) : vector_view<const std::int64_t>{};
@@ -393,8 +395,9 @@ void log_normalizer(const array_view& x, const array_view& y, const array_view* 
   require_rank(out, 1, "out", "(..., n)");
   require_length(out, 1, length_from_end(x, 2), "out", "(..., n)");
   shape.require(out, 1, "out");
-  (x.type == dtype::float32 ? log_normalizer_as<float> : log_normalizer_as<double>)(
-      shape, x, y, log_weights, excluded, out, workspace);
+  (x.type == dtype::float32
+       ? log_normalizer_as<float>
+       : log_normalizer_as<double>)(shape, x, y, log_weights, excluded, out, workspace);
 }
 
 namespace {
@@ -413,15 +416,14 @@ std::size_t log_normalizer_vjp_size(std::int64_t batch, std::int64_t n, std::int
 
 std::size_t log_normalizer_vjp_workspace(std::int64_t batch, std::int64_t n, std::int64_t m,
                                          std::int64_t d, std::int64_t itemsize) {
-  return (itemsize == 4 ? log_normalizer_vjp_size<float> : log_normalizer_vjp_size<double>)(
-      batch, n, m, d);
+  return (itemsize == 4 ? log_normalizer_vjp_size<float>
+                        : log_normalizer_vjp_size<double>)(batch, n, m, d);
 }
 
 void log_normalizer_vjp(const array_view& grad, const array_view& x, const array_view& y,
                         const array_view* log_weights, const array_view* excluded,
-                        const array_view& log_z, const array_view* grad_x,
-                        const array_view* grad_y, const array_view* grad_log_weights,
-                        const array_view& workspace) {
+                        const array_view& log_z, const array_view* grad_x, const array_view* grad_y,
+                        const array_view* grad_log_weights, const array_view& workspace) {
   batch_shape shape = check_exact(x, y, log_weights, excluded);
   const std::int64_t n = length_from_end(x, 2);
   const std::int64_t m = length_from_end(y, 2);
@@ -450,8 +452,10 @@ void log_normalizer_vjp(const array_view& grad, const array_view& x, const array
     check_vector(*grad_log_weights, m, "grad_log_weights", "(..., m)");
     shape.require(*grad_log_weights, 1, "grad_log_weights");
   }
-  (x.type == dtype::float32 ? log_normalizer_vjp_as<float> : log_normalizer_vjp_as<double>)(
-      shape, grad, x, y, log_weights, excluded, log_z, grad_x, grad_y, grad_log_weights, workspace);
+  (x.type == dtype::float32 ? log_normalizer_vjp_as<float>
+                            : log_normalizer_vjp_as<double>)(shape, grad, x, y, log_weights,
+                                                             excluded, log_z, grad_x, grad_y,
+                                                             grad_log_weights, workspace);
 }
 
 }  // namespace subquad::core

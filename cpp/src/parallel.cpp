@@ -64,8 +64,8 @@ int processors_in_affinity_mask() noexcept {
   return 1;
 }
 
-// The number that `text` starts with, where it is positive and ends there or, in a list, at a comma;
-// otherwise 0.
+// The number that `text` starts with, where it is positive and ends there or, in a list, at a
+// comma; otherwise 0.
 int positive_number(const char* text, bool list) noexcept {
   if (text == nullptr) return 0;
   char* end = nullptr;
@@ -101,7 +101,8 @@ int take_extra_threads(int wanted, int cap) noexcept {
 
 class extra_threads {
  public:
-  extra_threads(int wanted, int cap) noexcept : cap_(cap), count_(take_extra_threads(wanted, cap)) {}
+  extra_threads(int wanted, int cap) noexcept
+      : cap_(cap), count_(take_extra_threads(wanted, cap)) {}
 
   ~extra_threads() {
     if (count_ == 0) return;

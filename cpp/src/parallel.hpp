@@ -37,9 +37,9 @@ void run_tasks(std::int64_t n_tasks, int max_threads, task_function function, vo
 }  // namespace detail
 
 // Calls body(task, slot) for every task in [0, n_tasks), slot in [0, max_threads). At most
-// min(max_threads, n_tasks, available_threads()) threads; the caller alone inside another region, in
-// a forked child, and while other callers hold the process's extra threads. The first exception that
-// the body throws stops the handing out of tasks and is rethrown here.
+// min(max_threads, n_tasks, available_threads()) threads; the caller alone inside another region,
+// in a forked child, and while other callers hold the process's extra threads. The first exception
+// that the body throws stops the handing out of tasks and is rethrown here.
 template <class F>
 void parallel_for(std::int64_t n_tasks, int max_threads, F&& body) {
   using body_type = std::remove_reference_t<F>;

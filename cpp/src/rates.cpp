@@ -20,8 +20,7 @@ double measure_rate(std::string_view name, std::int64_t itemsize, std::int64_t d
     throw invalid_argument("itemsize: expected 4 or 8, got " + std::to_string(itemsize));
   }
   if (depth < 1) throw invalid_argument("depth: expected at least 1, got " + std::to_string(depth));
-  const bool known =
-      name == "multiply_adds" || name == "tile_products" || name == "exponentials";
+  const bool known = name == "multiply_adds" || name == "tile_products" || name == "exponentials";
   if (!known) {
     throw invalid_argument("name: expected multiply_adds, tile_products or exponentials, got " +
                            std::string(name));

@@ -20,8 +20,8 @@ std::int64_t centroid_block(std::int64_t k, std::int64_t depth) {
 template <class T>
 std::size_t nearest_centroids_scratch(std::int64_t n, std::int64_t k, std::int64_t depth) {
   const std::int64_t block = centroid_block<T>(k, depth);
-  return sizeof(T) * static_cast<std::size_t>(packed_size<kTileColumns<T>>(n, depth) +
-                                              block * (depth + 1));
+  return sizeof(T) *
+         static_cast<std::size_t>(packed_size<kTileColumns<T>>(n, depth) + block * (depth + 1));
 }
 
 template <class T>
@@ -205,9 +205,9 @@ void component_diagonal_scatter(const component_scatter_task<T>& task) {
 }
 
 template <class T>
-constexpr clusters_functions<T> functions = {nearest_centroids_scratch<T>,  nearest_centroids<T>,
-                                             component_sums<T>,             component_scatter_scratch<T>,
-                                             component_scatter<T>,          component_diagonal_scatter<T>};
+constexpr clusters_functions<T> functions = {
+    nearest_centroids_scratch<T>, nearest_centroids<T>, component_sums<T>,
+    component_scatter_scratch<T>, component_scatter<T>, component_diagonal_scatter<T>};
 
 }  // namespace
 

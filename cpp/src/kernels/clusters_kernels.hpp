@@ -9,8 +9,8 @@
 
 namespace subquad {
 
-// label_i = argmax_c x_i . centroids_c + offsets_c, score_i the maximum; the lowest index wins ties,
-// label 0 where every score is NaN or -inf.
+// label_i = argmax_c x_i . centroids_c + offsets_c, score_i the maximum; the lowest index wins
+// ties, label 0 where every score is NaN or -inf.
 template <class T>
 struct nearest_centroids_task {
   matrix_view<const T> x;

@@ -1,6 +1,6 @@
-// Contracts stand in gaussian_normalizers_kernels.hpp. Rows lie in lanes; the components' means, their
-// diagonals and the columns of their factors are the broadcast operand, so that a component's score
-// is a vector over rows and nothing of size n * k * rank exists.
+// Contracts stand in gaussian_normalizers_kernels.hpp. Rows lie in lanes; the components' means,
+// their diagonals and the columns of their factors are the broadcast operand, so that a component's
+// score is a vector over rows and nothing of size n * k * rank exists.
 #include "gaussian_normalizers_kernels.hpp"
 
 #include "log_sum_exp.inl"
@@ -13,7 +13,8 @@ namespace {
 template <class T>
 struct packed_factor {
   const T* panels;
-  const std::int64_t* begin;  // first and one past the last row that is not zero, per group of columns
+  const std::int64_t*
+      begin;  // first and one past the last row that is not zero, per group of columns
   const std::int64_t* end;
   std::int64_t n_groups;
 };
@@ -21,13 +22,13 @@ struct packed_factor {
 // Everything of the scratch that the loop over components uses.
 template <class T>
 struct scores_layout {
-  T* panels;      // [row panel][depth][columns]
-  T* squares;     // [depth][columns] of one row panel
-  T* moments;     // [row panel][mean, variance][kTileRows][columns] of a group of components
-  T* states;      // [row panel][shift, sum][columns]
-  T* group;       // [depth][kTileRows]: means, then diagonals
+  T* panels;   // [row panel][depth][columns]
+  T* squares;  // [depth][columns] of one row panel
+  T* moments;  // [row panel][mean, variance][kTileRows][columns] of a group of components
+  T* states;   // [row panel][shift, sum][columns]
+  T* group;    // [depth][kTileRows]: means, then diagonals
   T* diagonals;
-  T* factor;      // [group][depth][kTileRows]
+  T* factor;  // [group][depth][kTileRows]
   std::int64_t* begin;
   std::int64_t* end;
   std::size_t bytes;
@@ -46,9 +47,9 @@ struct scores_layout {
     diagonals = group + kTileRows * depth;
     factor = diagonals + kTileRows * depth;
     bytes = static_cast<std::size_t>(n_groups) * 2 * sizeof(std::int64_t) +
-            sizeof(T) * static_cast<std::size_t>(
-                            n_panels * kColumns * (depth + 2 * kTileRows + 2) +
-                            depth * (kColumns + 2 * kTileRows + n_groups * kTileRows));
+            sizeof(T) *
+                static_cast<std::size_t>(n_panels * kColumns * (depth + 2 * kTileRows + 2) +
+                                         depth * (kColumns + 2 * kTileRows + n_groups * kTileRows));
   }
 };
 
@@ -82,7 +83,7 @@ packed_factor<T> pack_factor(matrix_view<const T> factor, std::int64_t depth, st
 }
 
 // Calls sink(first row, component, mean, variance) with vectors over the kTileColumns rows from
-// `first row` on, every component of every panel once, the components of a panel in ascending order.
+// `first row` on, every component of every panel once, the components of a panel in order.
 template <class T, class Sink>
 SUBQUAD_INLINE void for_each_score(const gaussian_scores<T>& task, const scores_layout<T>& layout,
                                    Sink&& sink) {
@@ -150,13 +151,15 @@ SUBQUAD_INLINE void for_each_score(const gaussian_scores<T>& task, const scores_
 // The term of a component without the row itself: mean and variance of the others exactly.
 template <class T>
 T leave_one_out(T log_count, T log_weight, T square, T mean, T variance) {
-  const double weight = __builtin_exp(static_cast<double>(log_weight) - static_cast<double>(log_count));
+  const double weight =
+      __builtin_exp(static_cast<double>(log_weight) - static_cast<double>(log_count));
   const double rest = 1 - weight;
   constexpr double kEpsilon = sizeof(T) == 4 ? __FLT_EPSILON__ : __DBL_EPSILON__;
   if (rest <= 4 * kEpsilon) return -kInfinity<T>;
   const double deviation = static_cast<double>(square) - static_cast<double>(mean);
   const double own_mean = static_cast<double>(mean) - weight * deviation / rest;
-  double own_variance = (static_cast<double>(variance) - weight * deviation * deviation / rest) / rest;
+  double own_variance =
+      (static_cast<double>(variance) - weight * deviation * deviation / rest) / rest;
   own_variance = own_variance < 0 ? 0 : own_variance;
   return static_cast<T>(static_cast<double>(log_count) + __builtin_log(rest) + own_mean +
                         own_variance / 2);
@@ -198,27 +201,28 @@ void log_normalizer(const gaussian_log_normalizer_task<T>& task) {
     return square;
   };
 
-  for_each_score<T>(
-      scores, layout,
-      [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
-          const vec<T>(&variance)[kTileVectors]) {
-        const T log_count = task.log_counts[a];
-        const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
-        vec<T> score[kTileVectors];
-        for (int v = 0; v < kTileVectors; ++v) score[v] = log_count + mean[v] + T(0.5) * variance[v];
-        if (task.own_component) {
-          for (std::int64_t c = 0; c < width; ++c) {
-            if (task.own_component[row + c] != a) continue;
-            score[c / lanes<T>][c % lanes<T>] = leave_one_out<T>(
-                log_count, task.own_log_weight[row + c], square_of(row + c),
-                mean[c / lanes<T>][c % lanes<T>], variance[c / lanes<T>][c % lanes<T>]);
-          }
-        }
-        log_sum_exp<T> states[kTileVectors];
-        load_states(row, states);
-        for (int v = 0; v < kTileVectors; ++v) push<T>(states[v], score[v]);
-        store_states(row, states);
-      });
+  for_each_score<T>(scores, layout,
+                    [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
+                        const vec<T>(&variance)[kTileVectors]) {
+                      const T log_count = task.log_counts[a];
+                      const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
+                      vec<T> score[kTileVectors];
+                      for (int v = 0; v < kTileVectors; ++v)
+                        score[v] = log_count + mean[v] + T(0.5) * variance[v];
+                      if (task.own_component) {
+                        for (std::int64_t c = 0; c < width; ++c) {
+                          if (task.own_component[row + c] != a) continue;
+                          score[c / lanes<T>][c % lanes<T>] =
+                              leave_one_out<T>(log_count, task.own_log_weight[row + c],
+                                               square_of(row + c), mean[c / lanes<T>][c % lanes<T>],
+                                               variance[c / lanes<T>][c % lanes<T>]);
+                        }
+                      }
+                      log_sum_exp<T> states[kTileVectors];
+                      load_states(row, states);
+                      for (int v = 0; v < kTileVectors; ++v) push<T>(states[v], score[v]);
+                      store_states(row, states);
+                    });
 
   for (std::int64_t row = 0; row < scores.n; row += kColumns) {
     const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
@@ -236,9 +240,9 @@ void log_normalizer(const gaussian_log_normalizer_task<T>& task) {
     for (int v = 0; v < kTileVectors; ++v) {
       // A score of +inf leaves NaN in the sum; only a NaN score leaves it with a finite shift.
       const vec<T> infinite = broadcast(kInfinity<T>);
-      const vec<T> log_z =
-          states[v].shift == infinite ? infinite : finalize<T>(states[v]);
-      for (std::int64_t c = v * lanes<T>; c < smaller<std::int64_t>(width, (v + 1) * lanes<T>); ++c) {
+      const vec<T> log_z = states[v].shift == infinite ? infinite : finalize<T>(states[v]);
+      for (std::int64_t c = v * lanes<T>; c < smaller<std::int64_t>(width, (v + 1) * lanes<T>);
+           ++c) {
         task.out[row + c] = log_z[c % lanes<T>];
       }
     }
@@ -268,27 +272,28 @@ void responsibilities(const gaussian_responsibilities_task<T>& task) {
   const gaussian_scores<T>& scores = task.scores;
   const scores_layout<T> layout(scores.scratch, scores.n, scores.depth, scores.rank);
   pack_rows<kColumns, T>(scores.x, scores.n, scores.depth, layout.panels);
-  for_each_score<T>(
-      scores, layout,
-      [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
-          const vec<T>(&variance)[kTileVectors]) {
-        const T log_count = task.log_counts[a];
-        const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
-        for (int v = 0; v < kTileVectors; ++v) {
-          vec<T> log_z = {};
-          vec<T> grad = {};
-          const std::int64_t begin = v * lanes<T>;
-          const std::int64_t end = smaller<std::int64_t>(width, begin + lanes<T>);
-          for (std::int64_t c = begin; c < end; ++c) {
-            log_z[c - begin] = task.log_z[row + c];
-            grad[c - begin] = task.grad[row + c];
-          }
-          const vec<T> score = log_count + mean[v] + T(0.5) * variance[v] - log_z;
-          const vec<T> empty = broadcast(-kInfinity<T>);
-          const vec<T> weight = grad * exp2_bounded<T>((log_z == empty ? empty : score) * kLog2E<T>);
-          for (std::int64_t c = begin; c < end; ++c) task.out(a, row + c) = weight[c - begin];
-        }
-      });
+  for_each_score<T>(scores, layout,
+                    [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
+                        const vec<T>(&variance)[kTileVectors]) {
+                      const T log_count = task.log_counts[a];
+                      const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
+                      for (int v = 0; v < kTileVectors; ++v) {
+                        vec<T> log_z = {};
+                        vec<T> grad = {};
+                        const std::int64_t begin = v * lanes<T>;
+                        const std::int64_t end = smaller<std::int64_t>(width, begin + lanes<T>);
+                        for (std::int64_t c = begin; c < end; ++c) {
+                          log_z[c - begin] = task.log_z[row + c];
+                          grad[c - begin] = task.grad[row + c];
+                        }
+                        const vec<T> score = log_count + mean[v] + T(0.5) * variance[v] - log_z;
+                        const vec<T> empty = broadcast(-kInfinity<T>);
+                        const vec<T> weight =
+                            grad * exp2_bounded<T>((log_z == empty ? empty : score) * kLog2E<T>);
+                        for (std::int64_t c = begin; c < end; ++c)
+                          task.out(a, row + c) = weight[c - begin];
+                      }
+                    });
 }
 
 template <class T>
@@ -306,14 +311,15 @@ void gradient(const gaussian_gradient_task<T>& task) {
   const std::int64_t padded = divide_up(depth, kTileRows) * kTileRows;
   const std::int64_t n_padded = divide_up(task.n, kColumns) * kColumns;
   T* panels = static_cast<T*>(task.scratch);
-  T* sums = panels + n_padded * depth;     // [row panel][padded][columns]
-  T* weights = sums + n_padded * padded;   // [row]
-  T* covariance = weights + n_padded;      // [group][depth][kTileRows]
-  T* mean = covariance + padded * depth;   // [padded]
+  T* sums = panels + n_padded * depth;    // [row panel][padded][columns]
+  T* weights = sums + n_padded * padded;  // [row]
+  T* covariance = weights + n_padded;     // [group][depth][kTileRows]
+  T* mean = covariance + padded * depth;  // [padded]
   pack_rows<kColumns, T>(task.x, task.n, depth, panels);
   for (std::int64_t i = 0; i < n_padded * padded; ++i) sums[i] = T(0);
   for (std::int64_t a = 0; a < task.k; ++a) {
-    pack_rows<kTileRows, T>({task.covariances + a * depth * depth, depth, 1}, depth, depth, covariance);
+    pack_rows<kTileRows, T>({task.covariances + a * depth * depth, depth, 1}, depth, depth,
+                            covariance);
     for (std::int64_t k = 0; k < padded; ++k) mean[k] = k < depth ? task.means(a, k) : T(0);
     for (std::int64_t i = 0; i < n_padded; ++i) {
       weights[i] = i < task.n ? task.responsibilities(a, i) : T(0);
@@ -361,8 +367,8 @@ template <class T>
 std::size_t residuals_scratch(std::int64_t n, std::int64_t depth, std::int64_t largest) {
   constexpr int kColumns = kTileColumns<T>;
   const std::int64_t padded = divide_up(largest, kTileRows) * kTileRows;
-  return sizeof(T) * static_cast<std::size_t>(packed_size<kColumns>(n, depth) +
-                                              padded * (depth + kColumns));
+  return sizeof(T) *
+         static_cast<std::size_t>(packed_size<kColumns>(n, depth) + padded * (depth + kColumns));
 }
 
 // One column of a matrix over the lanes of a row panel, 0 past the last row.
@@ -448,8 +454,8 @@ SUBQUAD_INLINE void finish_residuals(const sample_residuals_task<T>& task, std::
     log_factor = small + delta > zero ? log_factor : broadcast(static_cast<T>(__builtin_nan("")));
     const vec<T> spread = sums.square - sums.residual * sums.residual / number;
     const vec<T> degrees = number > T(1) ? number - T(1) : broadcast(T(1));
-    vec<T> log_error = common + log<T>(scale[v]) +
-                       T(0.5) * log<T>(max<T>(zero, spread / (degrees * number)));
+    vec<T> log_error =
+        common + log<T>(scale[v]) + T(0.5) * log<T>(max<T>(zero, spread / (degrees * number)));
     log_error = sums.number > T(1) ? log_error : excluded;
     const vec<T> third = sums.third / (sums.weight == zero ? broadcast(T(1)) : sums.weight);
     for (std::int64_t c = v * lanes<T>; c < smaller<std::int64_t>(width, (v + 1) * lanes<T>); ++c) {
@@ -503,9 +509,9 @@ void sample_residuals(const sample_residuals_task<T>& task) {
 
 template <class T>
 constexpr gaussian_normalizers_functions<T> functions = {
-    scores_scratch<T>,   log_normalizer<T>, score_moments<T>,     responsibilities<T>,
-    gradient_scratch<T>, gradient<T>,       covariance<T>,        residuals_scratch<T>,
-    sample_residuals<T>};
+    scores_scratch<T>,   log_normalizer<T>,    score_moments<T>,
+    responsibilities<T>, gradient_scratch<T>,  gradient<T>,
+    covariance<T>,       residuals_scratch<T>, sample_residuals<T>};
 
 }  // namespace
 

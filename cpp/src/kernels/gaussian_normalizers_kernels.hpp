@@ -20,16 +20,16 @@ struct gaussian_scores {
   std::int64_t n;
   std::int64_t depth;
   std::int64_t k;
-  matrix_view<const T> means;     // (k, depth)
-  stack_view<const T> factors;    // (k, depth, rank)
+  matrix_view<const T> means;   // (k, depth)
+  stack_view<const T> factors;  // (k, depth, rank)
   std::int64_t rank;
   matrix_view<const T> diagonal;  // (k, depth), optional
   void* scratch;                  // scores_scratch bytes, aligned to 64
 };
 
 // out_i = log sum_a exp(log_counts_a + m_ia + v_ia / 2). Where own_component[i] = a >= 0, row i is
-// itself a key of component a and weight exp(own_log_weight[i]): the component's term is that of the
-// other keys, and include_own adds the term of the row itself, own_log_weight[i] + |x_i|^2.
+// itself a key of component a and weight exp(own_log_weight[i]): the component's term is that of
+// the other keys, and include_own adds the term of the row itself, own_log_weight[i] + |x_i|^2.
 template <class T>
 struct gaussian_log_normalizer_task {
   gaussian_scores<T> scores;
@@ -72,8 +72,8 @@ struct gaussian_gradient_task {
   void* scratch;  // gradient_scratch bytes, aligned to 64
 };
 
-// What samples of component a, j in [offsets[a], offsets[a + 1]) without excluded_i, say of its Gaussian
-// value. With t = x_i . deviations_j + shift_ia, q(t) = 1 + t (- v/2 + t^2/2 where quadratic) and
+// What samples of component a, j in [offsets[a], offsets[a + 1]) without excluded_i, say of its
+// Gaussian value. With t = x_i . deviations_j + shift_ia, q(t) = 1 + t (- v/2 + t^2/2 where quadratic) and
 // r_j = weights_j (e^(t - v/2) - q(t)):
 //   log_factor = log(1 + scale_ia mean r), NaN where that is not positive
 //   log_error = log(scale_ia sd(r) / sqrt(number of samples)), -inf for fewer than two
@@ -89,7 +89,7 @@ struct sample_residuals_task {
   matrix_view<const T> deviations;
   vector_view<const T> weights;
   vector_view<const std::int64_t> offsets;
-  std::int64_t largest;  // samples of a component, at most
+  std::int64_t largest;                      // samples of a component, at most
   matrix_view<const T> variance;             // (n, k)
   matrix_view<const T> scale;                // (n, k)
   matrix_view<const T> shift;                // (n, k), optional

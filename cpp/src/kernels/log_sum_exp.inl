@@ -31,8 +31,8 @@ struct log_sum_exp {
 template <class T>
 SUBQUAD_INLINE void push(log_sum_exp<T>& state, vec<T> score) {
   const vec<T> shift = max<T>(score * kLog2E<T>, state.shift);
-  state.sum = state.sum * exp2_bounded<T>(state.shift - shift) +
-              exp2_bounded<T>(score * kLog2E<T> - shift);
+  state.sum =
+      state.sum * exp2_bounded<T>(state.shift - shift) + exp2_bounded<T>(score * kLog2E<T> - shift);
   state.shift = shift;
 }
 

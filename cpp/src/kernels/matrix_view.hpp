@@ -27,7 +27,9 @@ struct matrix_view {
   T& operator()(std::int64_t i, std::int64_t j) const {
     return data[i * row_stride + j * column_stride];
   }
-  matrix_view from(std::int64_t i) const { return {data + i * row_stride, row_stride, column_stride}; }
+  matrix_view from(std::int64_t i) const {
+    return {data + i * row_stride, row_stride, column_stride};
+  }
   explicit operator bool() const { return data != nullptr; }
 };
 

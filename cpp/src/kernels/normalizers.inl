@@ -1,5 +1,5 @@
-// Contracts stand in normalizers_kernels.hpp. Queries (the rows whose sums are wanted) lie in lanes,
-// keys are broadcast: a running state per query never crosses lanes, and the weights of a second
+// Contracts stand in normalizers_kernels.hpp. Queries (the rows whose sums are wanted) lie in
+// lanes, keys are broadcast: a running state per query never crosses lanes, and the weights of a second
 // product leave the accumulators in the layout in which it reads them.
 #include "normalizers_kernels.hpp"
 
@@ -23,8 +23,8 @@ std::int64_t log_normalizer_block(std::int64_t m, std::int64_t depth) {
 template <class T>
 std::size_t log_normalizer_scratch(std::int64_t n, std::int64_t m, std::int64_t depth) {
   const std::int64_t block = log_normalizer_block<T>(m, depth);
-  return sizeof(T) * static_cast<std::size_t>(packed_size<kTileColumns<T>>(n, depth) +
-                                              block * depth + block);
+  return sizeof(T) *
+         static_cast<std::size_t>(packed_size<kTileColumns<T>>(n, depth) + block * depth + block);
 }
 
 // Offsets of one block of keys, -inf past the last; a key of weight -inf becomes a row of zeros, so
@@ -77,8 +77,7 @@ SUBQUAD_INLINE void mask_tile(const lane_exclusions<T>& exclusions, std::int64_t
   for (int r = 0; r < kTileRows; ++r) {
     SUBQUAD_UNROLL_VECTORS
     for (int v = 0; v < kTileVectors; ++v) {
-      scores[r][v] =
-          exclusions.index[v] == key + r ? broadcast(-kInfinity<T>) : scores[r][v];
+      scores[r][v] = exclusions.index[v] == key + r ? broadcast(-kInfinity<T>) : scores[r][v];
     }
   }
 }
@@ -134,7 +133,8 @@ void log_normalizer_of_few(const log_normalizer_task<T>& task) {
       }
       const std::int64_t padded = divide_up(count, lanes<T>) * lanes<T>;
       vec<T> largest = broadcast(kLowest<T>);
-      for (std::int64_t j = 0; j < padded; j += lanes<T>) largest = max<T>(load(scores + j), largest);
+      for (std::int64_t j = 0; j < padded; j += lanes<T>)
+        largest = max<T>(load(scores + j), largest);
       T peak = largest[0];
       for (int c = 1; c < lanes<T>; ++c) peak = largest[c] > peak ? largest[c] : peak;
       peak *= kLog2E<T>;
@@ -175,8 +175,8 @@ void log_normalizer(const log_normalizer_task<T>& task) {
     for (std::int64_t begin = 0; begin < task.n; begin += kColumns) {
       const T* panel = panels + begin * depth;
       const std::int64_t width = smaller<std::int64_t>(kColumns, task.n - begin);
-      const lane_exclusions<T> exclusions = find_exclusions<T>(
-          task.excluded.from(begin), width, task.first_key + first, count);
+      const lane_exclusions<T> exclusions =
+          find_exclusions<T>(task.excluded.from(begin), width, task.first_key + first, count);
       log_sum_exp<T> state[kTileVectors];
       for (int c = 0; c < kColumns; ++c) {
         state[c / lanes<T>].shift[c % lanes<T>] =
@@ -203,17 +203,18 @@ void log_normalizer(const log_normalizer_task<T>& task) {
   }
 }
 
-constexpr std::int64_t kWeightBlock = 96;  // keys between two visits to the output, a multiple of 12
+constexpr std::int64_t kWeightBlock =
+    96;  // keys between two visits to the output, a multiple of 12
 
 template <class T>
 std::size_t weighted_sum_scratch(std::int64_t n, std::int64_t /*m*/, std::int64_t depth) {
   constexpr int kColumns = kTileColumns<T>;
   return sizeof(T) *
-         static_cast<std::size_t>(packed_size<kColumns>(n, depth) +
-                                  packed_size<kColumns>(n, divide_up(depth, kTileRows) * kTileRows) +
-                                  packed_size<kColumns>(n, 1) + kWeightBlock * depth +
-                                  packed_size<kTileRows>(depth, kWeightBlock) +
-                                  kWeightBlock * (kColumns + 2));
+         static_cast<std::size_t>(
+             packed_size<kColumns>(n, depth) +
+             packed_size<kColumns>(n, divide_up(depth, kTileRows) * kTileRows) +
+             packed_size<kColumns>(n, 1) + kWeightBlock * depth +
+             packed_size<kTileRows>(depth, kWeightBlock) + kWeightBlock * (kColumns + 2));
 }
 
 template <class T>
@@ -223,10 +224,10 @@ void weighted_sum(const weighted_sum_task<T>& task) {
   const std::int64_t out_depth = divide_up(depth, kTileRows) * kTileRows;
   const std::int64_t n_padded = divide_up(task.n, kColumns) * kColumns;
   T* panels = static_cast<T*>(task.scratch);
-  T* sums = panels + n_padded * depth;       // [panel][out_depth][kColumns]
-  T* totals = sums + n_padded * out_depth;   // [panel][kColumns]
-  T* keys = totals + n_padded;               // [tile][depth][kTileRows]: left of the scores
-  T* values = keys + kWeightBlock * depth;   // [dimension tile][key][kTileRows]: left of the sums
+  T* sums = panels + n_padded * depth;      // [panel][out_depth][kColumns]
+  T* totals = sums + n_padded * out_depth;  // [panel][kColumns]
+  T* keys = totals + n_padded;              // [tile][depth][kTileRows]: left of the scores
+  T* values = keys + kWeightBlock * depth;  // [dimension tile][key][kTileRows]: left of the sums
   T* weights = values + packed_size<kTileRows>(depth, kWeightBlock);  // [key][kColumns]
   T* offsets = weights + kWeightBlock * kColumns;
   T* gammas = offsets + kWeightBlock;
@@ -326,8 +327,8 @@ void weighted_sum(const weighted_sum_task<T>& task) {
 }
 
 template <class T>
-constexpr normalizers_functions<T> functions = {
-    log_normalizer_scratch<T>, log_normalizer<T>, weighted_sum_scratch<T>, weighted_sum<T>};
+constexpr normalizers_functions<T> functions = {log_normalizer_scratch<T>, log_normalizer<T>,
+                                                weighted_sum_scratch<T>, weighted_sum<T>};
 
 }  // namespace
 

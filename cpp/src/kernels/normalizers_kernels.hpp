@@ -11,9 +11,9 @@ namespace subquad {
 
 // For every row i of n and the keys j of m, j = excluded[i] - first_key apart:
 //   ln 2 * (shift[i] + log2(sum[i])) = log sum_j exp(x_i . y_j + log_weights_j)
-// shift[i] is +inf where a score was +inf; then sum[i] does not tell NaN among the scores from +inf.
+// shift[i] is +inf where a score was +inf; sum[i] then does not tell whether another was NaN.
 // A key of weight -inf counts for nothing, whatever its row holds. Nothing aliases.
-// Scores in T, each within (depth + 1) eps |x_i||y_j|; sums in T over at most 480 keys, then double.
+// Scores in T, each within (depth + 1) eps |x_i||y_j|; sums in T over 480 keys, then double.
 template <class T>
 struct log_normalizer_task {
   matrix_view<const T> x;
@@ -21,8 +21,8 @@ struct log_normalizer_task {
   matrix_view<const T> y;
   std::int64_t m;
   std::int64_t depth;
-  vector_view<const T> log_weights;            // optional
-  vector_view<const std::int64_t> excluded;    // optional
+  vector_view<const T> log_weights;          // optional
+  vector_view<const std::int64_t> excluded;  // optional
   std::int64_t first_key;
   double* shift;
   double* sum;
@@ -32,8 +32,8 @@ struct log_normalizer_task {
 // With p_rc = exp(x_r . y_c + row_offset_r + column_offset_c) gamma_c, 0 for excluded pairs:
 //   out_r = scale_r sum_c p_rc y_c    and    total_r = scale_r sum_c p_rc
 // The exponent must not exceed 80. excluded holds row -> column where excluded_by_row, else
-// column -> row; they count from the first column, or row, of the whole. A row or column with offset -inf
-// counts for nothing, whatever it holds. Sums of 96 columns in T, from zero.
+// column -> row, counted from the first column, or row, of the whole. A row or column with offset
+// -inf counts for nothing, whatever it holds. Sums of 96 columns in T, from zero.
 template <class T>
 struct weighted_sum_task {
   matrix_view<const T> x;
@@ -41,17 +41,17 @@ struct weighted_sum_task {
   matrix_view<const T> y;
   std::int64_t m;
   std::int64_t depth;
-  const T* row_offset;     // n
-  const T* column_offset;  // m
-  const T* gamma;          // m, optional
-  const T* scale;          // n, optional
+  const T* row_offset;                       // n
+  const T* column_offset;                    // m
+  const T* gamma;                            // m, optional
+  const T* scale;                            // n, optional
   vector_view<const std::int64_t> excluded;  // optional
   bool excluded_by_row;
   std::int64_t first_row;
   std::int64_t first_column;
-  matrix_view<T> out;       // optional
-  vector_view<T> total;     // optional
-  void* scratch;  // weighted_sum_scratch bytes, aligned to 64
+  matrix_view<T> out;    // optional
+  vector_view<T> total;  // optional
+  void* scratch;         // weighted_sum_scratch bytes, aligned to 64
 };
 
 template <class T>

@@ -49,8 +49,8 @@ std::int64_t n_panels(std::int64_t depth) {
 
 template <class T>
 std::size_t tile_products_scratch(std::int64_t depth) {
-  return sizeof(T) * static_cast<std::size_t>(
-                         depth * (n_panels<T>(depth) * kTileRows + kTileColumns<T>));
+  return sizeof(T) *
+         static_cast<std::size_t>(depth * (n_panels<T>(depth) * kTileRows + kTileColumns<T>));
 }
 
 template <class T>
@@ -60,8 +60,7 @@ double tile_products(std::int64_t depth, void* scratch, double* sink) {
   T* right = left + panels * kTileRows * depth;
   const std::int64_t count = depth * (panels * kTileRows + kTileColumns<T>);
   for (std::int64_t i = 0; i < count; ++i) left[i] = static_cast<T>(0.001) * static_cast<T>(i % 31);
-  const double once =
-      2.0 * static_cast<double>(panels * depth) * kTileRows * kTileColumns<T>;
+  const double once = 2.0 * static_cast<double>(panels * depth) * kTileRows * kTileColumns<T>;
   const auto rounds = static_cast<std::int64_t>(1e7 / once) + 1;
   vec<T> largest = broadcast(kLowest<T>);
   for (std::int64_t round = 0; round < rounds; ++round) {

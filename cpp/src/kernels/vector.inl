@@ -23,7 +23,8 @@ template <>
 struct vector_of<float> {
   using scalar_int = std::int32_t;
   typedef float type __attribute__((vector_size(SUBQUAD_VECTOR_BYTES)));
-  typedef float unaligned_type __attribute__((vector_size(SUBQUAD_VECTOR_BYTES), aligned(4), may_alias));
+  typedef float unaligned_type
+      __attribute__((vector_size(SUBQUAD_VECTOR_BYTES), aligned(4), may_alias));
   typedef std::int32_t int_type __attribute__((vector_size(SUBQUAD_VECTOR_BYTES)));
 };
 
@@ -31,7 +32,8 @@ template <>
 struct vector_of<double> {
   using scalar_int = std::int64_t;
   typedef double type __attribute__((vector_size(SUBQUAD_VECTOR_BYTES)));
-  typedef double unaligned_type __attribute__((vector_size(SUBQUAD_VECTOR_BYTES), aligned(8), may_alias));
+  typedef double unaligned_type
+      __attribute__((vector_size(SUBQUAD_VECTOR_BYTES), aligned(8), may_alias));
   typedef std::int64_t int_type __attribute__((vector_size(SUBQUAD_VECTOR_BYTES)));
 };
 

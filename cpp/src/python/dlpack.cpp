@@ -86,9 +86,8 @@ const dlpack::exchange_api* find_exchange_api(PyTypeObject* type) {
 // The capsule of object.__dlpack__, versioned where the producer knows how.
 py::object call_dlpack(py::handle object, const char* name) {
   PyObject* arguments[] = {nullptr, object.ptr(), names().max_version};
-  PyObject* capsule =
-      PyObject_VectorcallMethod(names().dlpack, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                names().keywords);
+  PyObject* capsule = PyObject_VectorcallMethod(
+      names().dlpack, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names().keywords);
   if (capsule == nullptr && PyErr_ExceptionMatches(PyExc_TypeError) != 0) {
     // Producers older than DLPack 1.0 do not know the keyword.
     PyErr_Clear();
@@ -164,8 +163,10 @@ void borrowed_tensor::import_capsule(py::handle capsule, const char* name) {
     legacy_ = static_cast<dlpack::managed_tensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     PyCapsule_SetName(capsule.ptr(), "used_dltensor");
   } else {
-    throw py::type_error(std::string(name) + ": expected __dlpack__ to return an unused DLPack "
-                         "capsule, got " + type_name(capsule));
+    throw py::type_error(std::string(name) +
+                         ": expected __dlpack__ to return an unused DLPack "
+                         "capsule, got " +
+                         type_name(capsule));
   }
 }
 
@@ -182,8 +183,10 @@ void borrowed_tensor::fill_view(const char* name, access mode) {
   }
   const dlpack::tensor& tensor = versioned_ != nullptr ? versioned_->tensor : legacy_->tensor;
   if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
-    throw py::type_error(argument + ": expected an array in memory of the CPU, got one on DLPack "
-                         "device type " + std::to_string(tensor.device.type));
+    throw py::type_error(argument +
+                         ": expected an array in memory of the CPU, got one on DLPack "
+                         "device type " +
+                         std::to_string(tensor.device.type));
   }
   if (tensor.ndim < 0 || tensor.ndim > kMaxDimensions) {
     throw py::value_error(argument + ": expected at most " + std::to_string(kMaxDimensions) +
@@ -196,8 +199,8 @@ void borrowed_tensor::fill_view(const char* name, access mode) {
   }
   if (tensor.strides == nullptr) contiguous_strides(shape_, tensor.ndim, strides_);
   view_.type = element_type(tensor.dtype, name);
-  view_.data = tensor.data == nullptr ? nullptr
-                                      : static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view_.data =
+      tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
   view_.shape = shape_;
   view_.strides = strides_;
   view_.ndim = tensor.ndim;
@@ -217,15 +220,13 @@ py::dict dlpack_layout() {
   using dlpack::managed_tensor_versioned;
   using dlpack::tensor;
   py::dict layout;
-  layout["tensor"] =
-      entry(sizeof(tensor), {offsetof(tensor, data), offsetof(tensor, device),
-                             offsetof(tensor, ndim), offsetof(tensor, dtype),
-                             offsetof(tensor, shape), offsetof(tensor, strides),
-                             offsetof(tensor, byte_offset)});
-  layout["managed_tensor"] =
-      entry(sizeof(managed_tensor), {offsetof(managed_tensor, tensor),
-                                     offsetof(managed_tensor, context),
-                                     offsetof(managed_tensor, deleter)});
+  layout["tensor"] = entry(
+      sizeof(tensor), {offsetof(tensor, data), offsetof(tensor, device), offsetof(tensor, ndim),
+                       offsetof(tensor, dtype), offsetof(tensor, shape), offsetof(tensor, strides),
+                       offsetof(tensor, byte_offset)});
+  layout["managed_tensor"] = entry(
+      sizeof(managed_tensor), {offsetof(managed_tensor, tensor), offsetof(managed_tensor, context),
+                               offsetof(managed_tensor, deleter)});
   layout["managed_tensor_versioned"] = entry(
       sizeof(managed_tensor_versioned),
       {offsetof(managed_tensor_versioned, version), offsetof(managed_tensor_versioned, context),

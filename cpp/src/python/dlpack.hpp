@@ -21,9 +21,9 @@ enum class access { read, write };
 // the view is valid without it. Raises TypeError (no DLPack, element type, device) or ValueError
 // (read-only output, unaligned, no memory), naming the argument.
 //
-// Where type(x) itself, not a base of it, publishes DLPack's C exchange table, that is used: for torch
-// tensors it costs a hundredth of __dlpack__. It does not look at autograd, at function transforms
-// or at the negative bit; whoever passes such a tensor must have resolved these.
+// Where type(x) itself, not a base of it, publishes DLPack's C exchange table, that is used: for
+// torch tensors it costs a hundredth of __dlpack__. It does not look at autograd, at function
+// transforms or at the negative bit; whoever passes such a tensor must have resolved these.
 class borrowed_tensor {
  public:
   borrowed_tensor(py::handle object, const char* name, access mode);
