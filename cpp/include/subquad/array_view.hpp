@@ -53,7 +53,7 @@ struct dtype_of<std::uint8_t> {
 template <class T>
 array_view contiguous_view(const T* data, const std::int64_t* shape, std::int32_t ndim) noexcept {
   return {const_cast<T*>(data), shape, nullptr, ndim, detail::dtype_of<T>::kValue,
-          device_type::cpu, 0};
+          device_type::cpu,     0};
 }
 
 }  // namespace subquad

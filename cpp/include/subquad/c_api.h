@@ -7,8 +7,8 @@
  * arrays of one call are equal or broadcast as NumPy's do, and outputs have the broadcast ones.
  *
  * Nothing is allocated for results: the caller passes outputs, and a workspace as a 1-D contiguous
- * uint8 array of at least the bytes that the matching *_workspace function returns, where `batch` is
- * the product of the broadcast batch dimensions and `itemsize` the bytes of one element.
+ * uint8 array of at least the bytes that the matching *_workspace function returns, where `batch`
+ * is the product of the broadcast batch dimensions and `itemsize` the bytes of one element.
  *
  * Functions return a status, never throw and never print. `context` may be NULL (defaults); `error`
  * may be NULL, else it receives the message where the status is not SUBQUAD_SUCCESS. Arrays said to
@@ -30,7 +30,7 @@
 extern "C" {
 #endif
 
-/* ---- types ------------------------------------------------------------------------------------ */
+/* ---- types ----------------------------------------------------------------------------------- */
 
 typedef enum subquad_status {
   SUBQUAD_SUCCESS = 0,
@@ -68,7 +68,7 @@ typedef struct subquad_context {
   void* stream;      /* NULL on the CPU */
 } subquad_context;
 
-/* ---- library ---------------------------------------------------------------------------------- */
+/* ---- library --------------------------------------------------------------------------------- */
 
 /* "major.minor.patch" */
 SUBQUAD_API const char* subquad_version(void);
@@ -81,8 +81,8 @@ SUBQUAD_API int32_t subquad_get_num_threads(void);
 /* n_threads >= 1, for the whole process. */
 SUBQUAD_API subquad_status subquad_set_num_threads(int32_t n_threads, subquad_error* error);
 
-/* The instruction set in use: "v2", "v3", "v4" (the x86-64 levels) or "neon". At first the best that
- * the processor runs, capped by the environment variable SUBQUAD_ISA. */
+/* The instruction set in use: "v2", "v3", "v4" (the x86-64 levels) or "neon". At first the best
+ * that the processor runs, capped by the environment variable SUBQUAD_ISA. */
 SUBQUAD_API const char* subquad_get_isa(void);
 SUBQUAD_API subquad_status subquad_set_isa(const char* level, subquad_error* error);
 
@@ -90,12 +90,12 @@ SUBQUAD_API subquad_status subquad_set_isa(const char* level, subquad_error* err
 SUBQUAD_API int32_t subquad_isa_level_count(void);
 SUBQUAD_API const char* subquad_isa_level(int32_t index);
 
-/* ---- normalizers ------------------------------------------------------------------------------ */
+/* ---- normalizers ----------------------------------------------------------------------------- */
 
 /* out_i = log sum_{j != excluded_i} exp(x_i . y_j + log_weights_j)
  *
- * x (B..., n, d); y (B..., m, d); log_weights (B..., m), optional; excluded (n), int64, optional: the
- * key that row i leaves out, -1 for none; out (B..., n).
+ * x (B..., n, d); y (B..., m, d); log_weights (B..., m), optional; excluded (n), int64, optional:
+ * the key that row i leaves out, -1 for none; out (B..., n).
  * A sum over nothing is -inf. log_weights_j = -inf removes key j whatever its row holds, and an
  * excluded key is removed likewise for its row. NaN reaches exactly the rows that depend on it. */
 SUBQUAD_API size_t subquad_log_normalizer_workspace(int64_t batch, int64_t n, int64_t m, int64_t d,
@@ -105,15 +105,15 @@ SUBQUAD_API subquad_status subquad_log_normalizer(
     const subquad_array* excluded, const subquad_array* out, const subquad_array* workspace,
     const subquad_context* context, subquad_error* error);
 
-/* Reverse of subquad_log_normalizer. With P_ij = exp(x_i . y_j + log_weights_j - log_z_i), which is 0
- * where log_z_i = -inf or j = excluded_i:
+/* Reverse of subquad_log_normalizer. With P_ij = exp(x_i . y_j + log_weights_j - log_z_i), which is
+ * 0 where log_z_i = -inf or j = excluded_i:
  *   grad_x_i = grad_i sum_j P_ij y_j
  *   grad_y_j = sum_i grad_i P_ij x_i
  *   grad_log_weights_j = sum_i grad_i P_ij
  *
  * grad, log_z (B..., n), log_z the result of the forward function; the other inputs as there. Each
- * output optional: grad_x (B..., n, d), grad_y (B..., m, d), grad_log_weights (B..., m), all with the
- * broadcast batch dimensions. */
+ * output optional: grad_x (B..., n, d), grad_y (B..., m, d), grad_log_weights (B..., m), all with
+ * the broadcast batch dimensions. */
 SUBQUAD_API size_t subquad_log_normalizer_vjp_workspace(int64_t batch, int64_t n, int64_t m,
                                                         int64_t d, int64_t itemsize);
 SUBQUAD_API subquad_status subquad_log_normalizer_vjp(
@@ -129,9 +129,9 @@ SUBQUAD_API subquad_status subquad_log_normalizer_vjp(
  * x (B..., n, d); log_counts (B..., k); means (B..., k, d); factors (B..., k, d, r), r may be 0;
  * diagonal (B..., k, d), optional; out (B..., n). log_counts_a = -inf: an empty component.
  *
- * own_component (n), int64, and own_log_weight (n), both or neither: row i is itself a key, of weight
- * w = exp(own_log_weight_i), in component a = own_component_i (-1: it is not). Its component is then
- * used without it: with s = |x_i|^2 and W = exp(log_counts_a),
+ * own_component (n), int64, and own_log_weight (n), both or neither: row i is itself a key, of
+ * weight w = exp(own_log_weight_i), in component a = own_component_i (-1: it is not). Its component
+ * is then used without it: with s = |x_i|^2 and W = exp(log_counts_a),
  *   W' = W - w, m' = (W m - w s) / W', v' = max(0, W / W' (v - w (s - m)^2 / W')),
  * empty where W' <= 4 eps W (eps of float64). With include_own != 0, one more term
  * own_log_weight_i + s is added to the sum. */
@@ -154,8 +154,8 @@ SUBQUAD_API subquad_status subquad_gaussian_log_normalizer(
  *
  * grad, log_z (B..., n); the other inputs as in the forward function. Each output optional, in the
  * shape of its input with the broadcast batch dimensions. */
-SUBQUAD_API size_t subquad_gaussian_log_normalizer_vjp_workspace(int64_t batch, int64_t n, int64_t k,
-                                                                 int64_t d, int64_t r,
+SUBQUAD_API size_t subquad_gaussian_log_normalizer_vjp_workspace(int64_t batch, int64_t n,
+                                                                 int64_t k, int64_t d, int64_t r,
                                                                  int64_t itemsize);
 SUBQUAD_API subquad_status subquad_gaussian_log_normalizer_vjp(
     const subquad_array* grad, const subquad_array* x, const subquad_array* log_counts,
@@ -175,8 +175,8 @@ SUBQUAD_API subquad_status subquad_gaussian_score_moments(
     const subquad_array* diagonal, const subquad_array* mean, const subquad_array* variance,
     const subquad_array* workspace, const subquad_context* context, subquad_error* error);
 
-/* labels_i = argmax_c (x_i . centroids_c + offsets_c), the lowest index among equals, and score_i the
- * maximum.
+/* labels_i = argmax_c (x_i . centroids_c + offsets_c), the lowest index among equals, and score_i
+ * the maximum.
  *
  * x (n, d); centroids (k, d); offsets (k); labels (n), int64; score (n). */
 SUBQUAD_API size_t subquad_nearest_centroids_workspace(int64_t n, int64_t k, int64_t d,
@@ -188,8 +188,8 @@ SUBQUAD_API subquad_status subquad_nearest_centroids(
 
 /* counts_a = sum of weights_j and sums_a = sum of weights_j y_j over the rows j of component a.
  *
- * y (n, d); labels (n), int64, in [0, k); weights (n), optional (1); counts (k), float64; sums (k, d),
- * float64. */
+ * y (n, d); labels (n), int64, in [0, k); weights (n), optional (1); counts (k), float64; sums (k,
+ * d), float64. */
 SUBQUAD_API size_t subquad_component_sums_workspace(int64_t n, int64_t k, int64_t d,
                                                     int64_t itemsize);
 SUBQUAD_API subquad_status subquad_component_sums(
@@ -210,19 +210,19 @@ SUBQUAD_API subquad_status subquad_component_scatter(
     const subquad_array* means, const subquad_array* scatter, const subquad_array* radii,
     const subquad_array* workspace, const subquad_context* context, subquad_error* error);
 
-/* What samples of each component say of its Gaussian value. For row i and component a, over its samples
- * j in [offsets_a, offsets_a+1) without excluded_i, with t = x_i . deviations_j + shift_ia, v =
- * variance_ia, q(t) = 1 + t (- v/2 + t^2/2 where quadratic != 0) and r_j = weights_j (e^(t - v/2) -
- * q(t)):
+/* What samples of each component say of its Gaussian value. For row i and component a, over its
+ * samples j in [offsets_a, offsets_a+1) without excluded_i, with t = x_i . deviations_j + shift_ia,
+ * v = variance_ia, q(t) = 1 + t (- v/2 + t^2/2 where quadratic != 0) and r_j = weights_j (e^(t -
+ * v/2) - q(t)):
  *   log_factor = log(1 + scale_ia mean r), NaN where that is not positive
  *   log_error = log(scale_ia sd(r) / sqrt(number of samples)), -inf for fewer than two
  *   third = sum of weights_j t^3 / sum of weights_j
  * and 0, -inf, 0 for a component without samples.
  *
- * x (n, d); deviations (s, d), samples less the mean of their component, grouped by component; weights
- * (s); offsets (k + 1), int64, ascending in [0, s]; variance, scale (n, k); shift (n, k), optional (0);
- * excluded (n), int64, optional; log_factor, log_error, third (n, k). `largest` is the number of samples
- * of a component, at most. */
+ * x (n, d); deviations (s, d), samples less the mean of their component, grouped by component;
+ * weights (s); offsets (k + 1), int64, ascending in [0, s]; variance, scale (n, k); shift (n, k),
+ * optional (0); excluded (n), int64, optional; log_factor, log_error, third (n, k). `largest` is
+ * the number of samples of a component, at most. */
 SUBQUAD_API size_t subquad_sample_residuals_workspace(int64_t n, int64_t d, int64_t largest,
                                                       int64_t itemsize);
 SUBQUAD_API subquad_status subquad_sample_residuals(

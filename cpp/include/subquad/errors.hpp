@@ -28,7 +28,8 @@ class type_error : public error {
 
 namespace detail {
 
-// Calls a function of the C ABI, whose last argument is a subquad_error*, and throws what it reports.
+// Calls a function of the C ABI, whose last argument is a subquad_error*, and throws what it
+// reports.
 template <class F, class... Arguments>
 void call(F function, Arguments... arguments) {
   subquad_error report;

@@ -1,9 +1,9 @@
-// log sum_j exp(x_i . y_j): exactly, and from a Gaussian mixture of the keys; and the steps that fit
-// the mixture.
+// log sum_j exp(x_i . y_j): exactly, and from a Gaussian mixture of the keys; and the steps that
+// fit the mixture.
 //
 // Formulas and shapes stand in subquad/c_api.h, function by function under the same names. Optional
-// arrays are pointers, null where absent. Throws invalid_argument (a value, rank or size), type_error
-// (an element type or a device), std::bad_alloc or error.
+// arrays are pointers, null where absent. Throws invalid_argument (a value, rank or size),
+// type_error (an element type or a device), std::bad_alloc or error.
 #ifndef SUBQUAD_NORMALIZERS_HPP
 #define SUBQUAD_NORMALIZERS_HPP
 
@@ -60,8 +60,8 @@ inline void log_normalizer_vjp(const array_view& grad, const array_view& x, cons
 }
 
 inline std::size_t gaussian_log_normalizer_workspace(std::int64_t batch, std::int64_t n,
-                                                     std::int64_t k, std::int64_t d,
-                                                     std::int64_t r, std::int64_t itemsize) {
+                                                     std::int64_t k, std::int64_t d, std::int64_t r,
+                                                     std::int64_t itemsize) {
   return subquad_gaussian_log_normalizer_workspace(batch, n, k, d, r, itemsize);
 }
 
@@ -83,15 +83,12 @@ inline std::size_t gaussian_log_normalizer_vjp_workspace(std::int64_t batch, std
   return subquad_gaussian_log_normalizer_vjp_workspace(batch, n, k, d, r, itemsize);
 }
 
-inline void gaussian_log_normalizer_vjp(const array_view& grad, const array_view& x,
-                                        const array_view& log_counts, const array_view& means,
-                                        const array_view& factors, const array_view* diagonal,
-                                        const array_view& log_z, const array_view* grad_x,
-                                        const array_view* grad_log_counts,
-                                        const array_view* grad_means,
-                                        const array_view* grad_factors,
-                                        const array_view* grad_diagonal,
-                                        const array_view& workspace, const context& how = {}) {
+inline void gaussian_log_normalizer_vjp(
+    const array_view& grad, const array_view& x, const array_view& log_counts,
+    const array_view& means, const array_view& factors, const array_view* diagonal,
+    const array_view& log_z, const array_view* grad_x, const array_view* grad_log_counts,
+    const array_view* grad_means, const array_view* grad_factors, const array_view* grad_diagonal,
+    const array_view& workspace, const context& how = {}) {
   using detail::as_c;
   detail::call(subquad_gaussian_log_normalizer_vjp, as_c(grad), as_c(x), as_c(log_counts),
                as_c(means), as_c(factors), as_c(diagonal), as_c(log_z), as_c(grad_x),

@@ -14,9 +14,7 @@ namespace subquad {
 inline int get_num_threads() { return subquad_get_num_threads(); }
 
 // Throws invalid_argument unless n_threads >= 1.
-inline void set_num_threads(int n_threads) {
-  detail::call(subquad_set_num_threads, n_threads);
-}
+inline void set_num_threads(int n_threads) { detail::call(subquad_set_num_threads, n_threads); }
 
 // The instruction set in use: "v2", "v3", "v4" (x86-64 levels) or "neon".
 inline std::string get_isa() { return subquad_get_isa(); }

@@ -73,8 +73,8 @@ struct gaussian_gradient_task {
 };
 
 // What samples of component a, j in [offsets[a], offsets[a + 1]) without excluded_i, say of its
-// Gaussian value. With t = x_i . deviations_j + shift_ia, q(t) = 1 + t (- v/2 + t^2/2 where quadratic) and
-// r_j = weights_j (e^(t - v/2) - q(t)):
+// Gaussian value. With t = x_i . deviations_j + shift_ia, q(t) = 1 + t (- v/2 + t^2/2 where
+// quadratic) and r_j = weights_j (e^(t - v/2) - q(t)):
 //   log_factor = log(1 + scale_ia mean r), NaN where that is not positive
 //   log_error = log(scale_ia sd(r) / sqrt(number of samples)), -inf for fewer than two
 //   third = sum w t^3 / sum w

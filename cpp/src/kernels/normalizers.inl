@@ -1,6 +1,6 @@
 // Contracts stand in normalizers_kernels.hpp. Queries (the rows whose sums are wanted) lie in
-// lanes, keys are broadcast: a running state per query never crosses lanes, and the weights of a second
-// product leave the accumulators in the layout in which it reads them.
+// lanes, keys are broadcast: a running state per query never crosses lanes, and the weights of a
+// second product leave the accumulators in the layout in which it reads them.
 #include "normalizers_kernels.hpp"
 
 #include "log_sum_exp.inl"
