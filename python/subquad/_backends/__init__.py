@@ -1,0 +1,1 @@
+"""One module per way to compute: each is loaded when an array first needs it."""

@@ -1,0 +1,1 @@
+"""The same functions in plain array-API code: fallback, oracle and documentation."""
