@@ -54,7 +54,9 @@ void bind_runtime(py::module_& module) {
   module.def("isa_levels", &isa_levels);
   module.def("build_config", &build_config);
   module.def("_dlpack_layout", [] {
-    return py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::tuple>>(dlpack_layout());
+    return py::typing::Dict<py::str,
+                            py::typing::Tuple<py::int_, py::typing::Tuple<py::int_, py::ellipsis>>>(
+        dlpack_layout());
   });
 }
 
