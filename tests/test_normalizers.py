@@ -275,6 +275,26 @@ def test_layouts_give_the_same_answer(layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__.lstrip("_"))
+@pytest.mark.parametrize("n", [1, 3, 8, 9])
+def test_layouts_with_few_rows(n, layout, dtype):
+    """Few rows may be read another way than many, right if not bit for bit the same."""
+    rng = np.random.default_rng(44)
+    x, y = normal(rng, n, 37, dtype=dtype), normal(rng, 553, 37, dtype=dtype)
+    lw, index = normal(rng, 553, dtype=dtype), rng.integers(-1, 553, n)
+    lw[::7] = -np.inf
+    y[7] = np.nan
+    out = sq.log_normalizer(
+        layout(x),
+        layout(y),
+        log_weights=layout(lw),
+        self_index=layout(index),
+        self_term="exclude",
+    )
+    check_log_normalizer(out, x, y, lw, index)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_stride_zero_inputs(dtype):
     rng = np.random.default_rng(12)
     row, y = normal(rng, 1, 17, dtype=dtype), normal(rng, 29, 17, dtype=dtype)
@@ -538,6 +558,23 @@ def test_infinite_entries_in_full_tiles(n, m, d, dtype):
     assert np.isfinite(out).all()
     bad[0, 0] = np.inf
     assert (sq.log_normalizer(x, bad) == np.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 8, 9, 50])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_masked_keys_of_infinite_queries(sign, n, dtype):
+    """inf times whatever stands in for a masked key is no score of the row."""
+    rng = np.random.default_rng(45)
+    x = np.abs(normal(rng, n, 5, dtype=dtype)) + dtype(0.1)
+    y = np.abs(normal(rng, 48, 5, dtype=dtype)) + dtype(0.1)
+    lw = normal(rng, 48, dtype=dtype)
+    lw[[0, 17, 47]] = -np.inf
+    y[17] = np.nan
+    x[0, 3] = sign * np.inf
+    out = sq.log_normalizer(x, y, log_weights=lw)
+    check_log_normalizer(out, x, y, lw)
+    assert out[0] == sign * np.inf
 
 
 def test_infinite_weights(xp):

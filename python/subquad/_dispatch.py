@@ -266,9 +266,9 @@ def _never(_: Array) -> bool:
     return False
 
 
-# Backends are loaded when they are first called: one may work where another does not. What
-# torch may call first while it compiles has import statements, which it can follow, and
-# leaves no trace but objects that stand here.
+# Backends are loaded when they are first called: one may work where another does not.
+# The first call may be one that torch.compile traces: it follows import statements, and
+# can store in a table what stands in this module, but not a module met while tracing.
 
 
 def _compiled(_: Array) -> Backend:

@@ -320,6 +320,15 @@ def require_finite(rows: Array, start: int = 0) -> None:
 # ------------------------------------------------------------------ evaluation
 
 
+class _Settings(NamedTuple):
+    """Parameters as they were when keys were first seen."""
+
+    n_components: int
+    covariance_type: CovarianceType
+    rank: int | None
+    control_samples: int | Literal["auto"]
+
+
 class _Evaluation(NamedTuple):
     """Statistics in the data type, library and device of queries."""
 
@@ -382,8 +391,8 @@ def _triangular_factor(covariance: Float64, most_columns: int) -> Float64:
     values, vectors = np.linalg.eigh(covariance / divisor[:, None] / divisor)
     kept = values[::-1][:most_columns]
     root = vectors[:, ::-1][:, :most_columns] * np.sqrt(np.maximum(kept, 0.0))
-    triangle: Float64 = np.linalg.qr((scales[:, None] * root).T, mode="r")
-    return triangle.T
+    _, triangle = np.linalg.qr((scales[:, None] * root).T)
+    return cast(Float64, triangle.T)
 
 
 def _factorized(
@@ -506,6 +515,12 @@ class GaussianNormalizer:
     """
 
     n_features_in_: int
+    _statistics: _Statistics
+    _settings: _Settings
+    _partition: Float64 | None
+    _like: Array
+    _seed: int
+    _cache: dict[str, Any]
 
     def __init__(
         self,
@@ -578,9 +593,9 @@ class GaussianNormalizer:
         self._check_parameters()
         fitted = GaussianNormalizer(**self.get_params())
         fitted._learn(X, labels, sample_weight)
-        for name in ("_statistics", "_partition", "_like", "_seed", "n_features_in_"):
+        for name in _STATE:
             setattr(self, name, getattr(fitted, name))
-        self._cache: dict[Any, Any] = {}
+        self._cache = {}
         return self
 
     def partial_fit(
@@ -676,15 +691,14 @@ class GaussianNormalizer:
         True
         """
         for name, estimator in (("a", a), ("b", b)):
-            if not isinstance(estimator, GaussianNormalizer):
-                message = f"{name} must be a GaussianNormalizer, got {type(estimator).__qualname__}"
-                raise TypeError(message)
+            _require_estimator(name, estimator)
             estimator._require_fitted()
-        for name in ("n_components", "covariance_type", "rank", "control_samples"):
-            if getattr(a, name) != getattr(b, name):
+        for name, of_a, of_b in zip(
+            _Settings._fields, a._settings, b._settings, strict=True
+        ):
+            if of_a != of_b:
                 message = (
-                    f"a and b must have the same {name}, got {getattr(a, name)!r} and "
-                    f"{getattr(b, name)!r}"
+                    f"a and b must have the same {name}, got {of_a!r} and {of_b!r}"
                 )
                 raise ValueError(message)
         if a.n_features_in_ != b.n_features_in_:
@@ -706,10 +720,13 @@ class GaussianNormalizer:
             )
             raise ValueError(message)
         merged = GaussianNormalizer(**a.get_params())
+        merged._settings = a._settings
         merged._partition = a._partition
         merged._like = a._like
         merged._seed = a._seed
-        merged._statistics = a._statistics.merged(b._statistics, a._sample_size())
+        merged._statistics = a._statistics.merged(
+            b._statistics, _sample_size(a._settings)
+        )
         merged._cache = {}
         merged.n_features_in_ = a.n_features_in_
         return merged
@@ -718,6 +735,13 @@ class GaussianNormalizer:
         self, X: Array, labels: Array | None, sample_weight: Array | None
     ) -> None:
         known = self._is_fitted()
+        settings = _Settings(*(getattr(self, name) for name in _Settings._fields))
+        if known and settings != self._settings:
+            message = (
+                f"parameters must stay as they were in the first call, {self._settings}, "
+                f"got {settings}; fit starts anew"
+            )
+            raise ValueError(message)
         rows = _as_keys(X)
         n, d = rows.shape
         if known and d != self.n_features_in_:
@@ -804,7 +828,7 @@ class GaussianNormalizer:
         options: dict[str, Any] = {
             "n_components": self.n_components,
             "diagonal": self.covariance_type == "diag",
-            "sample_size": self._sample_size(),
+            "sample_size": _sample_size(settings),
             "seed": seed,
             "fingerprint": self._statistics.fingerprint
             if known
@@ -820,8 +844,9 @@ class GaussianNormalizer:
                 rows, host_labels, weights, partition, start=start, **options
             )
         if known:
-            batch = self._statistics.merged(batch, self._sample_size())
+            batch = self._statistics.merged(batch, _sample_size(settings))
         self._statistics = batch
+        self._settings = settings
         self._partition = partition
         self._seed = seed
         self._like = self._like if known else like
@@ -844,7 +869,7 @@ class GaussianNormalizer:
 
     @property
     def covariances_(self) -> Array:
-        if self.covariance_type == "low_rank":
+        if self._settings.covariance_type == "low_rank":
             message = "low-rank covariances are kept as factors_ and diagonal_, not as covariances_"
             raise AttributeError(message)
 
@@ -858,14 +883,16 @@ class GaussianNormalizer:
 
     @property
     def factors_(self) -> Array:
-        if self.covariance_type == "diag":
+        self._require_fitted()
+        if self._settings.covariance_type == "diag":
             message = "diagonal covariances are kept as covariances_, not as factors_"
             raise AttributeError(message)
         return self._learned("factors_", lambda: self._host_factors()[0])
 
     @property
     def diagonal_(self) -> Array:
-        if self.covariance_type != "low_rank":
+        self._require_fitted()
+        if self._settings.covariance_type != "low_rank":
             message = "only low-rank covariances have a diagonal_"
             raise AttributeError(message)
         return self._learned(
@@ -907,10 +934,14 @@ class GaussianNormalizer:
         statistics = self._fitted()
         found: tuple[Float64, Float64 | None] | None = self._cache.get("factors")
         if found is None:
-            rank = self.n_features_in_ if self.rank is None else self.rank
-            if self.rank is None:
+            rank = (
+                self.n_features_in_
+                if self._settings.rank is None
+                else self._settings.rank
+            )
+            if self._settings.rank is None:
                 rank = min(rank, _DEFAULT_RANK)
-            found = _factorized(statistics, self.covariance_type, rank)
+            found = _factorized(statistics, self._settings.covariance_type, rank)
             self._cache["factors"] = found
         return found
 
@@ -922,7 +953,9 @@ class GaussianNormalizer:
             return
         kind: type[Exception] = NotFittedError
         if "sklearn" in sys.modules:
-            from sklearn.exceptions import NotFittedError as kind  # type: ignore[no-redef]
+            from sklearn import exceptions
+
+            kind = exceptions.NotFittedError
         message = (
             "This GaussianNormalizer instance is not fitted yet. Call 'fit' with appropriate "
             "arguments before using this estimator."
@@ -932,11 +965,6 @@ class GaussianNormalizer:
     def _fitted(self) -> _Statistics:
         self._require_fitted()
         return self._statistics
-
-    def _sample_size(self) -> int:
-        if self.control_samples == "auto":
-            return _AUTO_SAMPLES
-        return self.control_samples or _DIAGNOSTIC_SAMPLES
 
     # -------------------------------------------------------------- evaluation
 
@@ -1024,7 +1052,8 @@ class GaussianNormalizer:
         >>> estimator.standard_error(keys[:4]).shape
         (4,)
         """
-        if self.control_samples == 0:
+        self._require_fitted()
+        if self._settings.control_samples == 0:
             message = "standard_error needs control_samples > 0, got 0"
             raise ValueError(message)
         return self._evaluate("standard_error", x, self_index, self_term)
@@ -1175,7 +1204,7 @@ class GaussianNormalizer:
             bound = host._evaluate(method, to_host(queries), index, self_term)
             return from_host(to_host(bound), queries, queries.dtype)
         with np.errstate(all="ignore"):
-            if method == "log_normalizer" and self.control_samples == 0:
+            if method == "log_normalizer" and self._settings.control_samples == 0:
                 return self._gaussian(queries, dtype, self_index, self_term)
             return self._by_rows(method, queries, dtype, self_index, self_term)
 
@@ -1241,8 +1270,11 @@ class GaussianNormalizer:
         if self_index is not None:
             key = self._own(x, self_index, self_term)
             copies = math.prod(x.shape[:-2])
-            tiled = (xp.tile(part, (copies,)) for part in key[:3])
-            own = _Own(*tiled, key.include)
+            own = key._replace(
+                component=xp.tile(key.component, (copies,)),
+                log_weight=xp.tile(key.log_weight, (copies,)),
+                place=xp.tile(key.place, (copies,)),
+            )
         n = rows.shape[0]
         width = len(self._statistics.sample.weights) + len(self._statistics.weights)
         size = max(1, _MOST_RESIDUALS // width)
@@ -1263,7 +1295,7 @@ class GaussianNormalizer:
                 bound * (1.0 + 2.0 * float(xp.finfo(rows.dtype).eps)), rows.dtype
             )
         values = self._estimates(rows, dtype, own)
-        choose = self.control_samples == "auto"
+        choose = self._settings.control_samples == "auto"
         # The third cumulant is measured on the same sample, with about the same standard error.
         error = values.standard_error + values.fallback_error
         uses_gaussian = values.standard_error + error > values.gaussian_error
@@ -1271,7 +1303,7 @@ class GaussianNormalizer:
             result = values.standard_error
         elif method == "error_estimate":
             result = error
-            if self.control_samples == 0:
+            if self._settings.control_samples == 0:
                 result = values.gaussian_error
             elif choose:
                 result = xp.where(uses_gaussian, values.gaussian_error, result)
@@ -1443,7 +1475,7 @@ class GaussianNormalizer:
             if own is None
             else xp.astype(terms.original_mean - terms.mean, rows.dtype),
             None if own is None else own.place,
-            self.covariance_type == "full",
+            self._settings.covariance_type == "full",
         )
         log_factor, log_error, third = (
             xp.astype(part, wide) for part in (log_factor, log_error, third)
@@ -1540,7 +1572,7 @@ class GaussianNormalizer:
         k, d, rank = factors.shape
         x = xp.astype(rows, xp.float64)
         terms = self._terms(x, "float64", own)
-        full = self.covariance_type == "full"
+        full = self._settings.covariance_type == "full"
 
         unit = float(xp.finfo(rows.dtype).eps) / 2
         sums = _gamma(statistics.n_seen + d + 16, statistics.sum_unit)
@@ -1678,7 +1710,7 @@ class GaussianNormalizer:
         )
         constants = float(max(mean_norms.max(), factor_norms.max()))
         bound = xp.where((peak > largest) | (constants > largest), math.inf, bound)
-        if self.control_samples != 0:
+        if self._settings.control_samples != 0:
             value = xp.astype(
                 self._block("log_normalizer", rows, dtype, own), xp.float64
             )
@@ -1722,7 +1754,7 @@ class GaussianNormalizer:
         GaussianNormalizer(n_components=2, random_state=0)
         """
         statistics = self._fitted()
-        parameters = self.get_params()
+        parameters = {**self.get_params(), **self._settings._asdict()}
         if isinstance(parameters["random_state"], np.random.Generator):
             parameters["random_state"] = self._seed
         parameters = {
@@ -1838,6 +1870,9 @@ class GaussianNormalizer:
             raise ValueError(message)
         try:
             loaded = cls(**header["parameters"])
+            loaded._settings = _Settings(
+                *(getattr(loaded, name) for name in _Settings._fields)
+            )
             loaded._seed = header["seed"]
             loaded._partition = arrays.get("centers")
             loaded._statistics = _Statistics(
@@ -1981,17 +2016,24 @@ class GaussianNormalizer:
                 )
                 raise ValueError(message)
             _require_integer("rank", self.rank, 0)
-        if isinstance(self.control_samples, str):
-            if self.control_samples != "auto":
-                message = (
-                    'control_samples must be an integer >= 0 or "auto", got '
-                    f"{self.control_samples!r}"
-                )
-                raise ValueError(message)
-        else:
-            _require_integer("control_samples", self.control_samples, 0)
+        samples: Any = self.control_samples
+        if isinstance(samples, str) and samples != "auto":
+            message = (
+                f'control_samples must be an integer >= 0 or "auto", got {samples!r}'
+            )
+            raise ValueError(message)
+        if not isinstance(samples, str):
+            _require_integer("control_samples", samples, 0)
 
 
+_STATE = (
+    "_statistics",
+    "_settings",
+    "_partition",
+    "_like",
+    "_seed",
+    "n_features_in_",
+)
 _PARAMETERS: dict[str, Any] = {
     "n_components": 1,
     "covariance_type": "full",
@@ -2002,7 +2044,20 @@ _PARAMETERS: dict[str, Any] = {
 }
 
 
+def _sample_size(settings: _Settings) -> int:
+    if settings.control_samples == "auto":
+        return _AUTO_SAMPLES
+    return settings.control_samples or _DIAGNOSTIC_SAMPLES
+
+
 # ------------------------------------------------------------------ arguments
+
+
+def _require_estimator(name: str, value: Any) -> None:
+    if not isinstance(value, GaussianNormalizer):
+        kind = type(value).__qualname__
+        message = f"{name} must be a GaussianNormalizer, got {kind}"
+        raise TypeError(message)
 
 
 def _require_integer(name: str, value: Any, least: int) -> None:
@@ -2039,7 +2094,7 @@ def _as_keys(X: Any) -> Array:
         raise TypeError(message)
     known = isinstance(X, np.ndarray) or hasattr(X, "__array_namespace__")
     known = known or type(X).__module__.partition(".")[0] in ("torch", "dask", "cupy")
-    rows = X if known and not hasattr(X, "columns") else np.asarray(X)
+    rows: Array = X if known and not hasattr(X, "columns") else np.asarray(X)
     library = _dispatch.library_of(rows, "X")
     if rows.ndim != 2:
         message = (

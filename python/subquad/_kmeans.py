@@ -252,7 +252,8 @@ def _seed(
     def distances(candidates: npt.NDArray[Any]) -> Float64:
         products = points[candidates] @ points.T
         apart = norms[candidates, None] + norms[None, :] - 2.0 * products
-        return np.maximum(apart, 0.0)
+        distance: Float64 = np.maximum(apart, 0.0)
+        return distance
 
     first = _draw(mass, 1, generator)
     chosen = [int(first[0])]
@@ -273,10 +274,11 @@ def _unit(points: Float64, metric: Metric) -> Float64:
 def _draw(
     mass: Float64, size: int, generator: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Draw indices with probabilities proportional to the mass, or evenly where there is none."""
+    """Draw indices in proportion to the mass, or evenly where there is none."""
     total = np.cumsum(mass)
     uniform = generator.random(size)
     if not total[-1] > 0:
         return (uniform * len(mass)).astype(np.int64)
     drawn = np.searchsorted(total, uniform * total[-1], side="right")
-    return np.minimum(drawn, len(mass) - 1).astype(np.int64)
+    indices: npt.NDArray[np.int64] = np.minimum(drawn, len(mass) - 1).astype(np.int64)
+    return indices

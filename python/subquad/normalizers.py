@@ -34,7 +34,7 @@ def log_normalizer(
     log_weights : array of shape (..., m), optional
         Logarithms of the keys' weights; 0 when left out. -inf removes a key, whatever
         its row holds.
-    self_index : integer array of shape (n,), optional
+    self_index : int array of shape (n,), optional
         Which key is row i itself, -1 for none. The same for all batches.
     self_term : {"include", "exclude"}
         Whether a row's own key takes part in its sum; "exclude" needs `self_index`.

@@ -48,7 +48,7 @@ def log_normalizer(
         Logarithms of the keys' weights.
     out : array of shape (..., n), optional
         The result of `subquad.log_normalizer`; computed when left out.
-    self_index : integer array of shape (n,), optional
+    self_index : int array of shape (n,), optional
         Which key is row i itself, -1 for none.
     self_term : {"include", "exclude"}
         Whether a row's own key takes part in its sum.
@@ -82,8 +82,8 @@ def log_normalizer(
     >>> y = np.array([[1.0, 1.0], [0.0, 0.0], [2.0, -1.0]])
     >>> gx, gy = sq.vjp.log_normalizer(np.ones(2), x, y)
     >>> gx
-    array([[ 1.57521038, -0.42048254],
-           [ 0.89888256,  0.85092974]])
+    array([[ 1.57521038, -0.42051248],
+           [ 0.89856581,  0.85093709]])
     """
     if grad is None:
         raise not_an_array("grad", None)

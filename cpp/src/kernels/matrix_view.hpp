@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+// Kernels of every level include these: a copy that was not inlined would be one weak function for
+// all of them, with the instructions of whichever the linker kept.
+#define SUBQUAD_ALWAYS_INLINE __attribute__((always_inline))
+
 namespace subquad {
 
 // Element i is data[i * stride]; data may be null where the vector is optional.
@@ -12,9 +16,11 @@ struct vector_view {
   T* data;
   std::int64_t stride;
 
-  T& operator[](std::int64_t i) const { return data[i * stride]; }
-  vector_view from(std::int64_t i) const { return {data ? data + i * stride : data, stride}; }
-  explicit operator bool() const { return data != nullptr; }
+  SUBQUAD_ALWAYS_INLINE T& operator[](std::int64_t i) const { return data[i * stride]; }
+  SUBQUAD_ALWAYS_INLINE vector_view from(std::int64_t i) const {
+    return {data ? data + i * stride : data, stride};
+  }
+  SUBQUAD_ALWAYS_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
 // Element (i, j) is data[i * row_stride + j * column_stride].
@@ -24,13 +30,13 @@ struct matrix_view {
   std::int64_t row_stride;
   std::int64_t column_stride;
 
-  T& operator()(std::int64_t i, std::int64_t j) const {
+  SUBQUAD_ALWAYS_INLINE T& operator()(std::int64_t i, std::int64_t j) const {
     return data[i * row_stride + j * column_stride];
   }
-  matrix_view from(std::int64_t i) const {
+  SUBQUAD_ALWAYS_INLINE matrix_view from(std::int64_t i) const {
     return {data + i * row_stride, row_stride, column_stride};
   }
-  explicit operator bool() const { return data != nullptr; }
+  SUBQUAD_ALWAYS_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
 // A stack of matrices: matrix a starts at data + a * stride.
@@ -41,10 +47,10 @@ struct stack_view {
   std::int64_t row_stride;
   std::int64_t column_stride;
 
-  matrix_view<T> operator[](std::int64_t a) const {
+  SUBQUAD_ALWAYS_INLINE matrix_view<T> operator[](std::int64_t a) const {
     return {data + a * stride, row_stride, column_stride};
   }
-  explicit operator bool() const { return data != nullptr; }
+  SUBQUAD_ALWAYS_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
 }  // namespace subquad

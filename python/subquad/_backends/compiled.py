@@ -274,7 +274,9 @@ class Kernels(ABC):
         quadratic: bool,
     ) -> tuple[Array, Array, Array]:
         n, k = variance.shape
-        results = tuple(self.empty((n, k), x.dtype) for _ in range(3))
+        log_factor = self.empty((n, k), x.dtype)
+        log_error = self.empty((n, k), x.dtype)
+        third = self.empty((n, k), x.dtype)
         largest = max((int(offsets[a + 1] - offsets[a]) for a in range(k)), default=0)
         size = _core.sample_residuals_workspace(
             n, x.shape[1], max(largest, 0), x.dtype.itemsize
@@ -289,10 +291,12 @@ class Kernels(ABC):
             self.optional(shift),
             self.optional(excluded),
             quadratic,
-            *results,
+            log_factor,
+            log_error,
+            third,
             self.scratch(size),
         )
-        return results
+        return log_factor, log_error, third
 
     def _gradients(
         self,

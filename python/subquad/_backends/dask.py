@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -68,15 +69,14 @@ def log_normalizer(
     x: Array, y: Array, log_weights: Array | None, excluded: Array | None, /
 ) -> Array:
     """See `subquad.log_normalizer`: each chunk of rows meets each chunk of keys, and the logarithms are added by a tree."""
-    inputs, out, batch = _pairs(x, y, log_weights, excluded, None, None)
+    inputs, batch = _pairs(x, y, log_weights, excluded, None, None)
     partial = _blockwise(
-        functools.partial(_log_normalizer_block, dtype=inputs[0][0].dtype),
+        functools.partial(_log_normalizer_block, dtype=x.dtype),
         (*batch, "n", "m"),
         inputs,
-        inputs[0][0].dtype,
+        x.dtype,
         adjust_chunks={"m": 1},
     )
-    del out
     return _log_sum_exp(partial)
 
 
@@ -112,9 +112,9 @@ def _identity(block: Array, axis: Any, keepdims: bool) -> Array:
 
 def _log_sum_exp_block(block: Array, axis: Any, keepdims: bool) -> Array:
     with np.errstate(all="ignore"):
-        total = np.logaddexp.reduce(
-            np.asarray(block, dtype=np.float64), axis=axis[0], keepdims=keepdims
-        )
+        total = np.logaddexp.reduce(block.astype(np.float64), axis=axis[0])
+    if keepdims:
+        total = np.expand_dims(total, axis[0])
     return np.asarray(total, dtype=block.dtype)
 
 
@@ -129,8 +129,8 @@ def log_normalizer_vjp(
     /,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """See `subquad.vjp.log_normalizer`: gradients of all pairs of chunks, added by trees."""
-    inputs, _, batch = _pairs(x, y, log_weights, excluded, grad, log_z)
-    dtype = inputs[0][0].dtype
+    inputs, batch = _pairs(x, y, log_weights, excluded, grad, log_z)
+    dtype = x.dtype
     wanted = (needs[0], needs[1], needs[2] and log_weights is not None)
     # One value per pair of chunks: a tuple of what is wanted.
     pairs = _blockwise(
@@ -139,7 +139,7 @@ def log_normalizer_vjp(
         inputs,
         dtype,
     )
-    d = inputs[0][0].chunks[-1]
+    d = x.shape[-1]
     results: list[Array | None] = []
     for place, (of, is_wanted) in enumerate(
         zip((x, y, log_weights), wanted, strict=True)
@@ -218,7 +218,7 @@ def _pairs(
     excluded: Array | None,
     grad: Array | None,
     log_z: Array | None,
-) -> tuple[list[tuple[Array | None, Index]], Array, Index]:
+) -> tuple[list[tuple[Array | None, Index]], Index]:
     """Return the inputs of a blockwise call on pairs of chunks, cut alike, with their indices."""
     rank = max(
         a.ndim - n_core
@@ -241,31 +241,57 @@ def _pairs(
     if grad is not None:
         inputs += [indexed(grad, ("n",)), indexed(log_z, ("n",))]
     aligned = _aligned(inputs)
-    keys = aligned[1][0]
-    starts = np.concatenate([[0], np.cumsum(keys.chunks[-2])[:-1]]).astype(np.int64)
-    if excluded is None:
-        aligned.insert(4, (None, ()))
-    else:
-        aligned.insert(4, (da.from_array(starts, chunks=1), ("m",)))
-    return aligned, keys, batch
+    starts: Array | None = None
+    if excluded is not None:
+        sizes = _as_dask(aligned[1][0]).chunks[-2]
+        if math.isnan(sum(sizes)):
+            message = (
+                "y has chunks of unknown size, so that self_index cannot be found in "
+                "it: call y.compute_chunk_sizes() first"
+            )
+            raise ValueError(message)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    aligned.insert(
+        4, (None if starts is None else da.from_array(starts, chunks=1), ("m",))
+    )
+    return aligned, batch
 
 
 def _aligned(
     inputs: list[tuple[Array | None, Index]],
 ) -> list[tuple[Array | None, Index]]:
-    """Cut arrays alike along shared indices, and leave features whole."""
-    whole = [
-        (
-            a if a is None or "d" not in index else a.rechunk({index.index("d"): -1}),
-            index,
-        )
-        for a, index in inputs
-    ]
-    present = [(a, index) for a, index in whole if a is not None]
-    arguments = [part for a, index in present for part in (a, index)]
-    _, cut = da.core.unify_chunks(*arguments)
-    arrays = iter(cut)
-    return [(a if a is None else next(arrays), index) for a, index in whole]
+    """Cut arrays alike: features stay whole, the rest follows the first that has it."""
+    chunks: dict[str, tuple[Any, ...]] = {}
+    for a, index in inputs:
+        if a is None:
+            continue
+        for name, pieces in zip(index, a.chunks, strict=True):
+            if name == "d":
+                chunks[name] = (sum(pieces),)
+            elif name not in chunks or chunks[name] == (1,):
+                chunks[name] = pieces
+    return [(_cut(a, index, chunks), index) for a, index in inputs]
+
+
+def _cut(
+    a: Array | None, index: Index, chunks: dict[str, tuple[Any, ...]]
+) -> Array | None:
+    """Cut an array as the chunks of its indices say, repeating batch axes of size 1."""
+    if a is None:
+        return None
+    shape = tuple(
+        sum(chunks[name]) if name.startswith("b") and size == 1 else size
+        for name, size in zip(index, a.shape, strict=True)
+    )
+    if shape != a.shape:
+        a = da.broadcast_to(a, shape)
+    wanted = {
+        axis: chunks[name]
+        for axis, name in enumerate(index)
+        # Sizes not known yet are NaN, which no rechunking can meet.
+        if a.chunks[axis] != chunks[name] and not math.isnan(sum(chunks[name]))
+    }
+    return a.rechunk(wanted) if wanted else a
 
 
 def _blockwise(
@@ -338,7 +364,7 @@ def gaussian_log_normalizer(
         functools.partial(_gaussian_block, include=include),
         (*batch, "n"),
         _aligned(inputs),
-        inputs[0][0].dtype,
+        x.dtype,
     )
 
 
@@ -405,7 +431,7 @@ def gaussian_log_normalizer_vjp(
         [*zip(arrays, cores, strict=True), (grad, ("n",)), (log_z, ("n",))]
     )
     aligned = _aligned(inputs)
-    dtype = inputs[0][0].dtype
+    dtype = x.dtype
     blocks = _blockwise(
         functools.partial(_gaussian_vjp_block, needs=wanted),
         (*batch, "n"),
@@ -454,7 +480,7 @@ def _gaussian_vjp_block(
     grad: Array,
     log_z: Array,
     *,
-    needs: tuple[bool, bool, bool, bool, bool],
+    needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     arrays = [
         (x, 2),
@@ -477,10 +503,13 @@ def _gaussian_vjp_block(
         for a, n_core in arrays
     ]
     with one_thread():
-        backend = _dispatch.backend_for(x=x)
-        return backend.gaussian_log_normalizer_vjp(
+        function: Callable[..., Any] = _dispatch.backend_for(
+            x=x
+        ).gaussian_log_normalizer_vjp
+        gradients: tuple[Array | None, ...] = function(
             whole[5], *whole[:5], whole[6], needs
         )
+    return gradients
 
 
 def _pick_gaussian(block: tuple[Array, ...], *, place: int) -> Array:
