@@ -163,29 +163,27 @@ class Rates:
         self.threads = threads
         self.measured: dict[str, float | None] = {}
 
-    def _rate(self, key: str, name: str, *arguments: Any) -> float | None:
+    def _rate(self, key: str, name: str, itemsize: int, depth: int = 1) -> float | None:
         try:
-            from subquad import _core
+            from subquad._core import measure_rate
         except ImportError:
-            _core = None
-        function = getattr(_core, name, None)
-        if function is None:
             return self.measured.setdefault(key, None)
-        best = max(float(function(*arguments)) for _ in range(3)) * self.threads
+        best = max(measure_rate(name, itemsize, depth, 0.05) for _ in range(3))
         self.measured[key] = max(best, self.measured.get(key) or 0.0)
         return self.measured[key]
 
     def fma_peak(self, itemsize: int) -> float | None:
         """Return flop/s of multiply-adds that never leave the registers."""
-        return self._rate(f"fma float{8 * itemsize}", "fma_peak", itemsize, 0.05)
+        return self._rate(f"fma float{8 * itemsize}", "multiply_adds", itemsize)
 
     def exp(self, itemsize: int) -> float | None:
         """Return exponentials per second."""
-        return self._rate(f"exp float{8 * itemsize}", "exp_rate", itemsize)
+        return self._rate(f"exp float{8 * itemsize}", "exponentials", itemsize)
 
     def tile(self, d: int, itemsize: int) -> float | None:
         """Return flop/s of the register tile at inner dimension `d`."""
-        return self._rate(f"tile d={d} float{8 * itemsize}", "tile_rate", d, itemsize)
+        key = f"tile d={d} float{8 * itemsize}"
+        return self._rate(key, "tile_products", itemsize, d)
 
 
 def seconds(amount: float, rate: float | None) -> float | None:
