@@ -354,12 +354,14 @@ void vjp_as(const mixture& m, const array_view& grad, const array_view& log_z,
     for (std::int64_t i = 0; i < d; ++i) {
       for (std::int64_t j = 0; j < i; ++j) scatter[j * d + i] = scatter[i * d + j];
     }
+    // An absent component has no gradient, whatever its factor is.
+    const bool absent = log_counts_of<T>(m, b)[a] == -std::numeric_limits<T>::infinity();
     const auto factor = scores_of<T>(m, b).factors[a];
     const auto to = stack_at<T>(*grad_factors, m.shape.offset(*grad_factors, 3, b))[a];
     for (std::int64_t i = 0; i < d; ++i) {
       for (std::int64_t c = 0; c < size.r; ++c) {
         double total = 0;
-        for (std::int64_t j = 0; j < d; ++j) {
+        for (std::int64_t j = 0; j < d && !absent; ++j) {
           total += scatter[i * d + j] * static_cast<double>(factor(j, c));
         }
         to(i, c) = static_cast<T>(total);

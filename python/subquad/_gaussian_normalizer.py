@@ -46,16 +46,17 @@ class NotFittedError(ValueError, AttributeError):
     """An estimator was asked for what only `fit` can tell, while scikit-learn is not loaded."""
 
 
-# ------------------------------------------------------------------ the sample of keys
+# -------- the sample of keys
 
 
 @dataclass(frozen=True)
 class _Sample:
     """Keys drawn evenly without replacement, sorted by component.
 
-    Every key has a random priority. The sample is the `size` smallest of all priorities, and the smallest three of each
-    component: given how many keys of a component are in, each choice of them is equally likely. Samples of parts hold
-    the sample of the whole.
+    Every key has a random priority. The sample is the `size` smallest of all
+    priorities, and the smallest three of each component: given how many keys of a
+    component are in, each choice of them is equally likely. Samples of parts hold the
+    sample of the whole.
     """
 
     priorities: npt.NDArray[np.uint64]
@@ -137,7 +138,7 @@ def _fingerprint(row: npt.NDArray[Any]) -> int:
     return int.from_bytes(hashlib.blake2b(bits, digest_size=8).digest(), "little")
 
 
-# ------------------------------------------------------------------ statistics, and their merge
+# -------- statistics, and their merge
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class _Statistics:
         Component and weight of every key, in batches; a batch without weights has None.
     fingerprint : int
     unit, sum_unit : float
-        Relative error of one operation in the coarsest data type of the keys, and in that of long sums over keys.
+        Relative error of one operation in the coarsest data type of the keys, and in
+        that of long sums over keys.
     """
 
     weights: Float64
@@ -248,7 +250,8 @@ def _batch_statistics(
             or positive_weights.max() > float(info.max)
         )
         if narrow and has_float64(rows):
-            # The kernels take weights in the type of the rows, where these would vanish.
+            # The kernels take weights in the type of the rows, where these would
+            # vanish.
             rows = xp.astype(rows, xp.float64)
         device_weights = from_host(weights, rows, rows.dtype)
         weights = to_host(device_weights).astype(np.float64)
@@ -317,7 +320,7 @@ def require_finite(rows: Array, start: int = 0) -> None:
         raise ValueError(message)
 
 
-# ------------------------------------------------------------------ evaluation
+# -------- evaluation
 
 
 class _Settings(NamedTuple):
@@ -431,34 +434,39 @@ def _sampled(statistics: _Statistics) -> tuple[Float64, Int64]:
     return deviations, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-# ------------------------------------------------------------------ the estimator
+# -------- the estimator
 
 
 class GaussianNormalizer:
     """Softmax normalizers log Σⱼ exp(x·yⱼ) in time that does not depend on the number of keys.
 
-    The keys are split into components. Within one, the scores x·yⱼ have mean x·μ and variance xᵀΩx exactly; treated as a
-    normal law, their exponentials add up to n exp(x·μ + xᵀΩx / 2). What is lost are the third and higher cumulants.
+    The keys are split into components. Within one, the scores x·yⱼ have mean x·μ and
+    variance xᵀΩx exactly; treated as a normal law, their exponentials add up to n
+    exp(x·μ + xᵀΩx / 2). What is lost are the third and higher cumulants.
 
     Parameters
     ----------
     n_components : int, default=1
         Number of components k. Unless `fit` is given labels, they are found by k-means.
     covariance_type : {"full", "diag", "low_rank"}, default="full"
-        What is kept of the covariance Ω of each component. "low_rank" keeps the `rank` largest eigenpairs, and the diagonal
-        of what is left of Ω.
+        What is kept of the covariance Ω of each component. "low_rank" keeps the `rank`
+        largest eigenpairs, and the diagonal of what is left of Ω.
     rank : int, optional
-        Number of eigenpairs for "low_rank", at most the number of features. By default 16, or all if there are fewer.
+        Number of eigenpairs for "low_rank", at most the number of features. By default
+        16, or all if there are fewer.
     control_samples : int or "auto", default=0
-        Number of keys to draw at `fit`, evenly and without replacement (three of each component at least), whose exact
-        scores correct the estimate: each component's sum gets the sampled mean of exp(t) - q(t), where t is the centred
-        score and q a polynomial whose sum is known from the moments. The corrected sum is unbiased, and exact once all keys
-        are drawn. "auto" draws 512, and uses the correction for the rows where its standard error is below the estimated
-        error of the Gaussian value.
+        Number of keys to draw at `fit`, evenly and without replacement (three of each
+        component at least), whose exact scores correct the estimate: each component's
+        sum gets the sampled mean of exp(t) - q(t), where t is the centred score and q a
+        polynomial whose sum is known from the moments. The corrected sum is unbiased,
+        and exact once all keys are drawn. "auto" draws 512, and uses the correction for
+        the rows where its standard error is below the estimated error of the Gaussian
+        value.
     max_iter : int, default=25
         Most iterations of a k-means run.
     random_state : int, numpy.random.Generator or None, default=None
-        Seed of k-means and of the draws. One integer gives the same result on every array library and thread count.
+        Seed of k-means and of the draws. One integer gives the same result on every
+        array library and thread count.
 
     Attributes
     ----------
@@ -468,14 +476,17 @@ class GaussianNormalizer:
         The logarithms of the counts, -inf for an empty component.
     means_ : array of float64, shape (k, d)
     covariances_ : array of float64, shape (k, d, d), or (k, d) for "diag"
-        Moments about the means divided by the counts (not by counts less one). Not there for "low_rank".
+        Moments about the means divided by the counts (not by counts less one). Not
+        there for "low_rank".
     factors_ : array of float64, shape (k, d, r)
-        Triangular F with Ω = F Fᵀ for "full", and the scaled eigenvectors for "low_rank". With the log counts and the means
-        they make `subquad.gaussian_log_normalizer` return what this estimator does.
+        Triangular F with Ω = F Fᵀ for "full", and the scaled eigenvectors for
+        "low_rank". With the log counts and the means they make
+        `subquad.gaussian_log_normalizer` return what this estimator does.
     diagonal_ : array of float64, shape (k, d)
         For "low_rank": what Ω has on its diagonal beyond the factors, at least 0.
     radii_ : array of float64, shape (k,)
-        Bounds on the distance of a component's keys from their mean, attained when all came in one `fit`.
+        Bounds on the distance of a component's keys from their mean, attained when all
+        came in one `fit`.
     labels_ : array of int64, shape (n,)
         Component of every key, in the order they came.
     centers_ : array of float64, shape (k, d)
@@ -483,21 +494,20 @@ class GaussianNormalizer:
     n_features_in_ : int
         Number of features d.
 
-    Notes
-    -----
-    The arrays are of the library of the keys and on their device. Queries must be of that library too; Dask keys leave NumPy
-    arrays behind, and Dask queries work with NumPy arrays. Queries of float16 and bfloat16 are computed in float32.
+    Notes ----- The arrays are of the library of the keys and on their device. Queries
+    must be of that library too; Dask keys leave NumPy arrays behind, and Dask queries
+    work with NumPy arrays. Queries of float16 and bfloat16 are computed in float32.
 
-    `fit` costs O(n d²) and a query O(k d²), or O(k d) with diagonal covariances, O(k d r) with rank r, and O(d s) more with
-    s control samples. Memory: O(k d²), a few bytes a key for its label, and O(n) for n queries.
+    `fit` costs O(n d²) and a query O(k d²), or O(k d) with diagonal covariances, O(k d
+    r) with rank r, and O(d s) more with s control samples. Memory: O(k d²), a few bytes
+    a key for its label, and O(n) for n queries.
 
-    The relative error of the sum is about a sixth of the scores' third cumulant within a component: small where |x||y| is
-    about 1, or where components are tight; see `error_estimate` and `error_bound`.
+    The relative error of the sum is about a sixth of the scores' third cumulant within
+    a component: small where |x||y| is about 1, or where components are tight; see
+    `error_estimate` and `error_bound`.
 
-    References
-    ----------
-    L. Dall'Amico and E. M. Belliardo, "Learning distributed representations with efficient SoftMax normalization",
-    arXiv:2303.17475.
+    References ---------- L. Dall'Amico and E. M. Belliardo, "Learning distributed
+    representations with efficient SoftMax normalization", arXiv:2303.17475.
 
     Examples
     --------
@@ -539,7 +549,7 @@ class GaussianNormalizer:
         self.max_iter = max_iter
         self.random_state = random_state
 
-    # -------------------------------------------------------------- fitting
+    # -------- fitting
 
     def fit(
         self,
@@ -554,14 +564,16 @@ class GaussianNormalizer:
         Parameters
         ----------
         X : array, shape (n, d)
-            Keys, of any array library. Integers become float64, half precision float32. Lists and data frames become NumPy
-            arrays. Dask arrays are read once, chunk by chunk.
+            Keys, of any array library. Integers become float64, half precision float32.
+            Lists and data frames become NumPy arrays. Dask arrays are read once, chunk
+            by chunk.
         y : ignored
             There for the conventions of scikit-learn.
         labels : array of int, shape (n,), optional
             Component of each key, in [0, n_components). By default k-means finds them.
         sample_weight : array, shape (n,), optional
-            Weights wⱼ >= 0 of Σⱼ wⱼ exp(x·yⱼ). A key of weight 0 is not there, but for its label and its place in the order.
+            Weights wⱼ >= 0 of Σⱼ wⱼ exp(x·yⱼ). A key of weight 0 is not there, but for
+            its label and its place in the order.
 
         Returns
         -------
@@ -571,8 +583,9 @@ class GaussianNormalizer:
         Raises
         ------
         ValueError
-            If X is not a matrix of finite numbers, there are fewer keys than components to find, `labels` or `sample_weight`
-            do not fit X or have values out of range, or a parameter has no meaning.
+            If X is not a matrix of finite numbers, there are fewer keys than components
+            to find, `labels` or `sample_weight` do not fit X or have values out of
+            range, or a parameter has no meaning.
         TypeError
             If X is sparse.
 
@@ -608,9 +621,10 @@ class GaussianNormalizer:
     ) -> GaussianNormalizer:
         """Add keys to those learned so far.
 
-        The first call without labels fixes the components by k-means on its keys; later keys join the nearest. Keys that come
-        in several batches leave the statistics of `fit` with the same labels, to rounding, and the same control samples;
-        only the radii grow to cover the motion of the means.
+        The first call without labels fixes the components by k-means on its keys; later
+        keys join the nearest. Keys that come in several batches leave the statistics of
+        `fit` with the same labels, to rounding, and the same control samples; only the
+        radii grow to cover the motion of the means.
 
         Parameters
         ----------
@@ -618,7 +632,8 @@ class GaussianNormalizer:
             Keys, of the same array library in every call.
         y : ignored
         labels : array of int, shape (n,), optional
-            Component of each key: in all calls or in none, unless there is one component.
+            Component of each key: in all calls or in none, unless there is one
+            component.
         sample_weight : array, shape (n,), optional
             Weights of the keys.
 
@@ -630,7 +645,8 @@ class GaussianNormalizer:
         Raises
         ------
         ValueError
-            As `fit`, and if labels come in some calls only, or the number of features changes.
+            As `fit`, and if labels come in some calls only, or the number of features
+            changes.
         TypeError
             If X is sparse, or of another library or device than before.
 
@@ -660,21 +676,24 @@ class GaussianNormalizer:
         Parameters
         ----------
         a, b : GaussianNormalizer
-            Fitted with the same parameters (`max_iter` and `random_state` may differ) on the same components: with labels,
-            with one component, or as copies of one estimator.
+            Fitted with the same parameters (`max_iter` and `random_state` may differ)
+            on the same components: with labels, with one component, or as copies of one
+            estimator.
 
         Returns
         -------
         GaussianNormalizer
-            A new estimator, with the parameters of a. Its statistics are those of one `fit` to rounding; its control samples
-            are drawn as evenly, though not the same.
+            A new estimator, with the parameters of a. Its statistics are those of one
+            `fit` to rounding; its control samples are drawn as evenly, though not the
+            same.
 
         Raises
         ------
         ValueError
             If the parameters, the number of features or the components differ.
         TypeError
-            If an argument is no GaussianNormalizer, or the two hold arrays of different libraries or devices.
+            If an argument is no GaussianNormalizer, or the two hold arrays of different
+            libraries or devices.
 
         Notes
         -----
@@ -853,7 +872,7 @@ class GaussianNormalizer:
         self._cache = {}
         self.n_features_in_ = d
 
-    # -------------------------------------------------------------- what was learned
+    # -------- what was learned
 
     @property
     def counts_(self) -> Array:
@@ -966,7 +985,7 @@ class GaussianNormalizer:
         self._require_fitted()
         return self._statistics
 
-    # -------------------------------------------------------------- evaluation
+    # -------- evaluation
 
     def log_normalizer(
         self,
@@ -982,8 +1001,9 @@ class GaussianNormalizer:
         x : array of floating type, shape (..., n, d)
             Queries, of the library of the fitted arrays.
         self_index : array of int, shape (n,), optional
-            Which fitted key row i is itself, in the order the keys came (-1: none). Its term is then computed exactly, and the
-            others from the statistics without it. Batches share it.
+            Which fitted key row i is itself, in the order the keys came (-1: none). Its
+            term is then computed exactly, and the others from the statistics without
+            it. Batches share it.
         self_term : {"include", "exclude"}, default="include"
             Whether the sum of row i holds its own key; "exclude" needs `self_index`.
 
@@ -995,9 +1015,11 @@ class GaussianNormalizer:
         Raises
         ------
         ValueError
-            If x has the wrong shape, or `self_index` the wrong shape or values out of range, or `self_term` no meaning.
+            If x has the wrong shape, or `self_index` the wrong shape or values out of
+            range, or `self_term` no meaning.
         TypeError
-            If x is not floating, or of another library or device than the fitted arrays.
+            If x is not floating, or of another library or device than the fitted
+            arrays.
         sklearn.exceptions.NotFittedError
             Before `fit`; a ValueError and AttributeError.
 
@@ -1034,7 +1056,8 @@ class GaussianNormalizer:
         Returns
         -------
         array, shape (..., n)
-            0 where every key was drawn. With "auto" it is that of the corrected value, whether or not that was used.
+            0 where every key was drawn. With "auto" it is that of the corrected value,
+            whether or not that was used.
 
         Raises
         ------
@@ -1067,10 +1090,12 @@ class GaussianNormalizer:
     ) -> Array:
         """Return a prediction of |error of log Z|, which may be exceeded.
 
-        Without control samples it is a sixth of the third cumulant of the scores, the first that the Gaussian value leaves
-        out, measured on 256 keys drawn at `fit`. With control samples it is the standard error, to which components whose
-        correction had to be given up (their corrected sum was not positive) add the third cumulant. With "auto" it is the
-        smaller of the two, as is the choice of the value.
+        Without control samples it is a sixth of the third cumulant of the scores, the
+        first that the Gaussian value leaves out, measured on 256 keys drawn at `fit`.
+        With control samples it is the standard error, to which components whose
+        correction had to be given up (their corrected sum was not positive) add the
+        third cumulant. With "auto" it is the smaller of the two, as is the choice of
+        the value.
 
         Parameters
         ----------
@@ -1107,15 +1132,17 @@ class GaussianNormalizer:
     ) -> Array:
         """Return a bound on |error of log Z| that holds for every set of keys, rounding included.
 
-        A component's centred scores lie in an interval of width w = 2 r |x|, r its radius. With v their variance as kept, the
-        logarithm of its sum is wrong by at most b = max(w²/8 - v/2, v/2), and for full covariances by at most w³/(36√3); log Z
-        is wrong by at most log Σ Ẑ exp(b) - log Σ Ẑ over the components. It grows fast with |x| r, and is of use where that
-        is about 1 or less.
+        A component's centred scores lie in an interval of width w = 2 r |x|, r its
+        radius. With v their variance as kept, the logarithm of its sum is wrong by at
+        most b = max(w²/8 - v/2, v/2), and for full covariances by at most w³/(36√3);
+        log Z is wrong by at most log Σ Ẑ exp(b) - log Σ Ẑ over the components. It grows
+        fast with |x| r, and is of use where that is about 1 or less.
 
         Parameters
         ----------
         x, self_index, self_term
-            As in `log_normalizer`; the bound is that of the value with the same arguments.
+            As in `log_normalizer`; the bound is that of the value with the same
+            arguments.
 
         Returns
         -------
@@ -1126,11 +1153,10 @@ class GaussianNormalizer:
         ValueError, TypeError
             As `log_normalizer`.
 
-        Notes
-        -----
-        Computed in float64 whatever the type of x. The rounding of the computation in that type is bounded by the standard
-        analysis of inner products (Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3), so the bound exceeds
-        0 where the value is exact.
+        Notes ----- Computed in float64 whatever the type of x. The rounding of the
+        computation in that type is bounded by the standard analysis of inner products
+        (Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3), so the
+        bound exceeds 0 where the value is exact.
 
         Examples
         --------
@@ -1195,7 +1221,8 @@ class GaussianNormalizer:
         if _dispatch.library_of(queries).name == "dask":
             from ._backends import dask as graphs
 
-            # Labels, which are as many as keys, travel to the workers only where they are asked for.
+            # Labels, which are as many as keys, travel to the workers only where they
+            # are asked for.
             part = self if self_index is not None else self._without_labels()
             return graphs.map_rows(part, method, queries, self_index, self_term)
         if method == "error_bound" and not has_float64(queries):
@@ -1296,7 +1323,8 @@ class GaussianNormalizer:
             )
         values = self._estimates(rows, dtype, own)
         choose = self._settings.control_samples == "auto"
-        # The third cumulant is measured on the same sample, with about the same standard error.
+        # The third cumulant is measured on the same sample, with about the same
+        # standard error.
         error = values.standard_error + values.fallback_error
         uses_gaussian = values.standard_error + error > values.gaussian_error
         if method == "standard_error":
@@ -1502,7 +1530,8 @@ class GaussianNormalizer:
         fallback = xp.where(failed, xp.abs(skew), 0.0)
         corrected_share = share(corrected)
         fallback_error = xp.sum(corrected_share * fallback, axis=1) / 6.0
-        # Sampling from a finite set without replacement: no error is left once all of it is drawn.
+        # Sampling from a finite set without replacement: no error is left once all of
+        # it is drawn.
         drawn = from_host(sizes, rows, wide)[None, :]
         if own is not None and terms.is_own is not None:
             drawn = drawn - xp.astype(terms.is_own & (own.place >= 0)[:, None], wide)
@@ -1577,7 +1606,8 @@ class GaussianNormalizer:
         unit = float(xp.finfo(rows.dtype).eps) / 2
         sums = _gamma(statistics.n_seen + d + 16, statistics.sum_unit)
         mean_norms = np.linalg.norm(statistics.means, axis=1)
-        # How far the means may be from those of the keys, and with them the centres of the radii.
+        # How far the means may be from those of the keys, and with them the centres of
+        # the radii.
         drift = sums * (mean_norms + statistics.radii)
         reach = statistics.radii * (1.0 + sums) + drift
         weights = np.where(statistics.weights > 0, statistics.weights, 1.0)
@@ -1585,7 +1615,8 @@ class GaussianNormalizer:
         if scatter.ndim == 3:
             scatter = np.diagonal(scatter, axis1=1, axis2=2)
         spread = np.sum(scatter, axis=1) / weights
-        # The kernels add the squares of 128 keys in the type of the keys, and factor in float64.
+        # The kernels add the squares of 128 keys in the type of the keys, and factor in
+        # float64.
         moments = _gamma(136, statistics.unit) + sums + _gamma(4 * d * d + 16, _UNIT)
         factor_norms = np.sqrt(np.sum(factors * factors, axis=(1, 2)))
         part = 0.0 if diagonal is None else 1.0
@@ -1720,13 +1751,13 @@ class GaussianNormalizer:
         bound = xp.where(xp.isnan(bound), math.inf, bound)
         return xp.where(has_nan, math.nan, bound)
 
-    # -------------------------------------------------------------- files
+    # -------- files
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a file.
 
-        The file is a plain `.npz` archive of arrays without pickled objects. It takes the place of an older one only once it
-        is complete.
+        The file is a plain `.npz` archive of arrays without pickled objects. It takes
+        the place of an older one only once it is complete.
 
         Parameters
         ----------
@@ -1740,9 +1771,8 @@ class GaussianNormalizer:
         OSError
             If the file cannot be written.
 
-        Notes
-        -----
-        A `random_state` that is a Generator is saved as the seed that was drawn from it.
+        Notes ----- A `random_state` that is a Generator is saved as the seed that was
+        drawn from it.
 
         Examples
         --------
@@ -1827,7 +1857,8 @@ class GaussianNormalizer:
         path : str or path-like
             Name of the file.
         like : array, optional
-            An array of the library and on the device that the learned arrays are to come in. By default NumPy.
+            An array of the library and on the device that the learned arrays are to
+            come in. By default NumPy.
 
         Returns
         -------
@@ -1902,7 +1933,7 @@ class GaussianNormalizer:
         loaded.n_features_in_ = loaded._statistics.means.shape[1]
         return loaded
 
-    # -------------------------------------------------------------- conventions of scikit-learn
+    # -------- conventions of scikit-learn
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters of the constructor.
@@ -2050,7 +2081,7 @@ def _sample_size(settings: _Settings) -> int:
     return settings.control_samples or _DIAGNOSTIC_SAMPLES
 
 
-# ------------------------------------------------------------------ arguments
+# -------- arguments
 
 
 def _require_estimator(name: str, value: Any) -> None:
@@ -2177,7 +2208,7 @@ def _to_host_or_list(values: Any) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-# ------------------------------------------------------------------ numbers
+# -------- numbers
 
 
 def _log(values: Float64) -> Float64:

@@ -1,7 +1,8 @@
 """Small arrays to and from host memory.
 
-Statistics are few numbers beside the data they describe: estimators keep them as float64 NumPy arrays whatever the library
-of the data, and hand them out in that library.
+Statistics are few numbers beside the data they describe: estimators keep them as
+float64 NumPy arrays whatever the library of the data, and hand them out in that
+library.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def to_host(array: Array) -> HostArray:
 def from_host(array: HostArray, like: Array, dtype: Any = None) -> Array:
     """Return a NumPy array in the library and on the device of `like`, of its own data type or of `dtype`.
 
-    Dask arrays are given NumPy companions. 64-bit numbers become 32-bit where the library has no others.
+    Dask arrays are given NumPy companions. 64-bit numbers become 32-bit where the
+    library has no others.
     """
     library = _dispatch.library_of(like)
     if library.name in ("numpy", "dask"):

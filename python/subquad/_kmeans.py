@@ -15,9 +15,11 @@ Array: TypeAlias = Any
 Metric: TypeAlias = Literal["euclidean", "spherical"]
 Float64: TypeAlias = npt.NDArray[np.float64]
 
-# Sampling more rows than this for each cluster moves the centroids less than another seed does.
+# Sampling more rows than this for each cluster moves the centroids less than another
+# seed does.
 _ROWS_PER_CLUSTER = 256
-# Above this many clusters seeding by distances would cost more than all iterations together.
+# Above this many clusters seeding by distances would cost more than all iterations
+# together.
 _MOST_CLUSTERS_SEEDED_BY_DISTANCE = 256
 _RESTARTS = 4
 _MOST_CLUSTERS_RESTARTED = 64
@@ -58,8 +60,9 @@ def train_centroids(
 ) -> Float64:
     """Return the centroids of the best of several k-means runs on the given rows.
 
-    Runs start from greedy k-means++ seeds and end when no label changes. A cluster that loses its last row takes the row
-    farthest from its centroid; where rows repeat and too few distinct ones are left, it keeps the centroid it had.
+    Runs start from greedy k-means++ seeds and end when no label changes. A cluster that
+    loses its last row takes the row farthest from its centroid; where rows repeat and
+    too few distinct ones are left, it keeps the centroid it had.
 
     Parameters
     ----------
@@ -69,13 +72,15 @@ def train_centroids(
     weights : array of shape (n,), optional
         Positive weights of the rows.
     metric : {"euclidean", "spherical"}
-        "spherical" compares directions: centroids have unit norm, and rows are taken as they are.
+        "spherical" compares directions: centroids have unit norm, and rows are taken as
+        they are.
     max_iter : int
         Most iterations of a run.
     n_init : int, optional
         Number of runs. By default 4, or 1 for more than 64 clusters.
     generator : numpy.random.Generator
-        Source of the seeds, used in an order that does not depend on the library of the rows.
+        Source of the seeds, used in an order that does not depend on the library of the
+        rows.
 
     Returns
     -------
@@ -142,7 +147,8 @@ def _scores(centroids: Float64, metric: Metric) -> tuple[Float64, Float64]:
     """Return C and o such that the nearest centroid of x is argmax_c x.C_c + o_c."""
     if metric == "spherical":
         return centroids, np.zeros(len(centroids))
-    # |x - g - e|^2 with the common part g taken out of the products: what is left of them is as small as the distances.
+    # |x - g - e|^2 with the common part g taken out of the products: what is left of
+    # them is as small as the distances.
     origin = np.mean(centroids, axis=0)
     apart = centroids - origin
     return apart, -(apart @ origin) - 0.5 * np.sum(apart * apart, axis=1)

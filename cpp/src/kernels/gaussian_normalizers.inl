@@ -148,9 +148,10 @@ SUBQUAD_INLINE void for_each_score(const gaussian_scores<T>& task, const scores_
   }
 }
 
-// The term of a component without the row itself: mean and variance of the others exactly.
+// The term of a component without the row itself. `square` is |x|^2 and `spread` what the row added
+// to weight * variance: (|x|^2 - mean)^2, or the same by dimension where that is how v is made.
 template <class T>
-T leave_one_out(T log_count, T log_weight, T square, T mean, T variance) {
+T leave_one_out(T log_count, T log_weight, T square, T spread, T mean, T variance) {
   const double weight =
       __builtin_exp(static_cast<double>(log_weight) - static_cast<double>(log_count));
   const double rest = 1 - weight;
@@ -159,7 +160,7 @@ T leave_one_out(T log_count, T log_weight, T square, T mean, T variance) {
   const double deviation = static_cast<double>(square) - static_cast<double>(mean);
   const double own_mean = static_cast<double>(mean) - weight * deviation / rest;
   double own_variance =
-      (static_cast<double>(variance) - weight * deviation * deviation / rest) / rest;
+      (static_cast<double>(variance) - weight * static_cast<double>(spread) / rest) / rest;
   own_variance = own_variance < 0 ? 0 : own_variance;
   return static_cast<T>(static_cast<double>(log_count) + __builtin_log(rest) + own_mean +
                         own_variance / 2);
@@ -201,28 +202,39 @@ void log_normalizer(const gaussian_log_normalizer_task<T>& task) {
     return square;
   };
 
-  for_each_score<T>(scores, layout,
-                    [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
-                        const vec<T>(&variance)[kTileVectors]) {
-                      const T log_count = task.log_counts[a];
-                      const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
-                      vec<T> score[kTileVectors];
-                      for (int v = 0; v < kTileVectors; ++v)
-                        score[v] = log_count + mean[v] + T(0.5) * variance[v];
-                      if (task.own_component) {
-                        for (std::int64_t c = 0; c < width; ++c) {
-                          if (task.own_component[row + c] != a) continue;
-                          score[c / lanes<T>][c % lanes<T>] =
-                              leave_one_out<T>(log_count, task.own_log_weight[row + c],
-                                               square_of(row + c), mean[c / lanes<T>][c % lanes<T>],
-                                               variance[c / lanes<T>][c % lanes<T>]);
-                        }
-                      }
-                      log_sum_exp<T> states[kTileVectors];
-                      load_states(row, states);
-                      for (int v = 0; v < kTileVectors; ++v) push<T>(states[v], score[v]);
-                      store_states(row, states);
-                    });
+  const auto spread_of = [&](std::int64_t i, std::int64_t a, T square, T mean) {
+    if (scores.rank > 0 || !scores.diagonal) return (square - mean) * (square - mean);
+    const T* column = layout.panels + i / kColumns * kColumns * depth + i % kColumns;
+    T spread = T(0);
+    for (std::int64_t k = 0; k < depth; ++k) {
+      const T x = column[k * kColumns];
+      const T part = x * (x - scores.means(a, k));
+      spread += part * part;
+    }
+    return spread;
+  };
+  const auto push_component = [&](std::int64_t row, std::int64_t a,
+                                  const vec<T>(&mean)[kTileVectors],
+                                  const vec<T>(&variance)[kTileVectors]) {
+    const T log_count = task.log_counts[a];
+    if (log_count == -kInfinity<T>) return;  // whatever the component's statistics are
+    const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
+    vec<T> score[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) score[v] = log_count + mean[v] + T(0.5) * variance[v];
+    for (std::int64_t c = 0; task.own_component && c < width; ++c) {
+      if (task.own_component[row + c] != a) continue;
+      const T own_mean = mean[c / lanes<T>][c % lanes<T>];
+      const T square = square_of(row + c);
+      score[c / lanes<T>][c % lanes<T>] = leave_one_out<T>(
+          log_count, task.own_log_weight[row + c], square, spread_of(row + c, a, square, own_mean),
+          own_mean, variance[c / lanes<T>][c % lanes<T>]);
+    }
+    log_sum_exp<T> states[kTileVectors];
+    load_states(row, states);
+    for (int v = 0; v < kTileVectors; ++v) push<T>(states[v], score[v]);
+    store_states(row, states);
+  };
+  for_each_score<T>(scores, layout, push_component);
 
   for (std::int64_t row = 0; row < scores.n; row += kColumns) {
     const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
@@ -255,15 +267,15 @@ void score_moments(const gaussian_score_moments_task<T>& task) {
   const gaussian_scores<T>& scores = task.scores;
   const scores_layout<T> layout(scores.scratch, scores.n, scores.depth, scores.rank);
   pack_rows<kColumns, T>(scores.x, scores.n, scores.depth, layout.panels);
-  for_each_score<T>(scores, layout,
-                    [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
-                        const vec<T>(&variance)[kTileVectors]) {
-                      const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
-                      for (std::int64_t c = 0; c < width; ++c) {
-                        task.mean(row + c, a) = mean[c / lanes<T>][c % lanes<T>];
-                        task.variance(row + c, a) = variance[c / lanes<T>][c % lanes<T>];
-                      }
-                    });
+  const auto write = [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
+                         const vec<T>(&variance)[kTileVectors]) {
+    const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
+    for (std::int64_t c = 0; c < width; ++c) {
+      task.mean(row + c, a) = mean[c / lanes<T>][c % lanes<T>];
+      task.variance(row + c, a) = variance[c / lanes<T>][c % lanes<T>];
+    }
+  };
+  for_each_score<T>(scores, layout, write);
 }
 
 template <class T>
@@ -272,28 +284,28 @@ void responsibilities(const gaussian_responsibilities_task<T>& task) {
   const gaussian_scores<T>& scores = task.scores;
   const scores_layout<T> layout(scores.scratch, scores.n, scores.depth, scores.rank);
   pack_rows<kColumns, T>(scores.x, scores.n, scores.depth, layout.panels);
-  for_each_score<T>(scores, layout,
-                    [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
-                        const vec<T>(&variance)[kTileVectors]) {
-                      const T log_count = task.log_counts[a];
-                      const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
-                      for (int v = 0; v < kTileVectors; ++v) {
-                        vec<T> log_z = {};
-                        vec<T> grad = {};
-                        const std::int64_t begin = v * lanes<T>;
-                        const std::int64_t end = smaller<std::int64_t>(width, begin + lanes<T>);
-                        for (std::int64_t c = begin; c < end; ++c) {
-                          log_z[c - begin] = task.log_z[row + c];
-                          grad[c - begin] = task.grad[row + c];
-                        }
-                        const vec<T> score = log_count + mean[v] + T(0.5) * variance[v] - log_z;
-                        const vec<T> empty = broadcast(-kInfinity<T>);
-                        const vec<T> weight =
-                            grad * exp2_bounded<T>((log_z == empty ? empty : score) * kLog2E<T>);
-                        for (std::int64_t c = begin; c < end; ++c)
-                          task.out(a, row + c) = weight[c - begin];
-                      }
-                    });
+  const vec<T> empty = broadcast(-kInfinity<T>);
+  const auto write = [&](std::int64_t row, std::int64_t a, const vec<T>(&mean)[kTileVectors],
+                         const vec<T>(&variance)[kTileVectors]) {
+    const T log_count = task.log_counts[a];
+    const bool absent = log_count == -kInfinity<T>;  // whatever the component's statistics are
+    const std::int64_t width = smaller<std::int64_t>(kColumns, scores.n - row);
+    for (int v = 0; v < kTileVectors; ++v) {
+      vec<T> log_z = {};
+      vec<T> grad = {};
+      const std::int64_t begin = v * lanes<T>;
+      const std::int64_t end = smaller<std::int64_t>(width, begin + lanes<T>);
+      for (std::int64_t c = begin; c < end; ++c) {
+        log_z[c - begin] = task.log_z[row + c];
+        grad[c - begin] = task.grad[row + c];
+      }
+      const vec<T> score = log_count + mean[v] + T(0.5) * variance[v] - log_z;
+      const vec<T> exponent = absent ? empty : (log_z == empty ? empty : score);
+      const vec<T> weight = grad * exp2_bounded<T>(exponent * kLog2E<T>);
+      for (std::int64_t c = begin; c < end; ++c) task.out(a, row + c) = weight[c - begin];
+    }
+  };
+  for_each_score<T>(scores, layout, write);
 }
 
 template <class T>
@@ -321,9 +333,12 @@ void gradient(const gaussian_gradient_task<T>& task) {
     pack_rows<kTileRows, T>({task.covariances + a * depth * depth, depth, 1}, depth, depth,
                             covariance);
     for (std::int64_t k = 0; k < padded; ++k) mean[k] = k < depth ? task.means(a, k) : T(0);
+    bool counts = false;
     for (std::int64_t i = 0; i < n_padded; ++i) {
       weights[i] = i < task.n ? task.responsibilities(a, i) : T(0);
+      counts = counts || weights[i] != T(0);
     }
+    if (!counts) continue;  // an absent component, whatever its statistics are
     for (std::int64_t row = 0; row < task.n; row += kColumns) {
       const vec<T> weight[kTileVectors] = {load(weights + row), load(weights + row + lanes<T>)};
       for (std::int64_t dim = 0; dim < padded; dim += kTileRows) {

@@ -28,17 +28,33 @@ std::size_t log_normalizer_scratch(std::int64_t n, std::int64_t m, std::int64_t 
 }
 
 // Offsets of one block of keys, -inf past the last; a key of weight -inf becomes a row of zeros, so
-// that 0 * NaN cannot reach a sum in which it does not take part.
+// that 0 * NaN cannot reach a sum in which it does not take part. Returns whether any is -inf.
 template <class T>
-void pack_keys(matrix_view<const T> y, std::int64_t count, std::int64_t depth,
+bool pack_keys(matrix_view<const T> y, std::int64_t count, std::int64_t depth,
                vector_view<const T> log_weights, T* packed, T* offsets) {
   pack_rows<kTileRows, T>(y, count, depth, packed);
   const std::int64_t padded = divide_up(count, kTileRows) * kTileRows;
+  bool absent = count < padded;
   for (std::int64_t j = 0; j < count; ++j) {
     offsets[j] = log_weights ? log_weights[j] : T(0);
-    if (offsets[j] == -kInfinity<T>) zero_packed_row<kTileRows>(packed, j, depth);
+    if (offsets[j] != -kInfinity<T>) continue;
+    zero_packed_row<kTileRows>(packed, j, depth);
+    absent = true;
   }
   for (std::int64_t j = count; j < padded; ++j) offsets[j] = -kInfinity<T>;
+  return absent;
+}
+
+// Rows of a tile whose offset is -inf score -inf: the infinities of a query would make NaN of the
+// zeros that stand for a key that is absent.
+template <class T>
+SUBQUAD_INLINE void drop_absent(const T* offsets, tile<T>& scores) {
+  SUBQUAD_UNROLL_ROWS
+  for (int r = 0; r < kTileRows; ++r) {
+    const bool absent = offsets[r] == -kInfinity<T>;
+    scores[r][0] = absent ? broadcast(-kInfinity<T>) : scores[r][0];
+    scores[r][1] = absent ? broadcast(-kInfinity<T>) : scores[r][1];
+  }
 }
 
 // The excluded key of each lane, as an index into the current block, -1 where it lies elsewhere.
@@ -171,7 +187,8 @@ void log_normalizer(const log_normalizer_task<T>& task) {
   }
   for (std::int64_t first = 0; first < task.m; first += block) {
     const std::int64_t count = smaller(block, task.m - first);
-    pack_keys<T>(task.y.from(first), count, depth, task.log_weights.from(first), keys, offsets);
+    const bool absent =
+        pack_keys<T>(task.y.from(first), count, depth, task.log_weights.from(first), keys, offsets);
     for (std::int64_t begin = 0; begin < task.n; begin += kColumns) {
       const T* panel = panels + begin * depth;
       const std::int64_t width = smaller<std::int64_t>(kColumns, task.n - begin);
@@ -187,6 +204,7 @@ void log_normalizer(const log_normalizer_task<T>& task) {
         tile<T> scores;
         tile_fill<T>(offsets + j, scores);
         tile_product<T>(depth, keys + j * depth, panel, scores);
+        if (absent) drop_absent<T>(offsets + j, scores);
         if (exclusions.touches(j)) mask_tile<T>(exclusions, j, scores);
         push<T>(state, scores);
       }
@@ -203,8 +221,8 @@ void log_normalizer(const log_normalizer_task<T>& task) {
   }
 }
 
-constexpr std::int64_t kWeightBlock =
-    96;  // keys between two visits to the output, a multiple of 12
+// Keys between two visits to the output, a multiple of 12.
+constexpr std::int64_t kWeightBlock = 96;
 
 template <class T>
 std::size_t weighted_sum_scratch(std::int64_t n, std::int64_t /*m*/, std::int64_t depth) {
@@ -241,7 +259,8 @@ void weighted_sum(const weighted_sum_task<T>& task) {
   for (std::int64_t first = 0; first < task.m; first += kWeightBlock) {
     const std::int64_t count = smaller(kWeightBlock, task.m - first);
     const std::int64_t padded = divide_up(count, kTileRows) * kTileRows;
-    pack_keys<T>(task.y.from(first), count, depth, {task.column_offset + first, 1}, keys, offsets);
+    const bool absent = pack_keys<T>(task.y.from(first), count, depth,
+                                     {task.column_offset + first, 1}, keys, offsets);
     for (std::int64_t j = 0; j < padded; ++j) {
       gammas[j] = j < count ? (task.gamma ? task.gamma[first + j] : T(1)) : T(0);
     }
@@ -275,6 +294,7 @@ void weighted_sum(const weighted_sum_task<T>& task) {
           scores[r][1] += offset[1];
         }
         tile_product<T>(depth, keys + j * depth, panel, scores);
+        if (absent) drop_absent<T>(offsets + j, scores);
         if (exclusions.touches(j)) mask_tile<T>(exclusions, j, scores);
         SUBQUAD_UNROLL_ROWS
         for (int r = 0; r < kTileRows; ++r) {
@@ -319,10 +339,13 @@ void weighted_sum(const weighted_sum_task<T>& task) {
   }
   for (std::int64_t i = 0; i < task.n; ++i) {
     const T scale = task.scale ? task.scale[i] : T(1);
-    if (task.total) task.total[i] = scale * totals[i];
+    const bool absent = task.row_offset[i] == -kInfinity<T>;
+    if (task.total) task.total[i] = absent ? T(0) : scale * totals[i];
     if (!task.out) continue;
     const T* sum = sums + i / kColumns * kColumns * out_depth + i % kColumns;
-    for (std::int64_t k = 0; k < depth; ++k) task.out(i, k) = scale * sum[k * kColumns];
+    for (std::int64_t k = 0; k < depth; ++k) {
+      task.out(i, k) = absent ? T(0) : scale * sum[k * kColumns];
+    }
   }
 }
 

@@ -1,7 +1,8 @@
 """The primitives for Dask arrays: graphs of blocks, joined by the merges of their states.
 
-Nothing is computed here but by `fit`. Features and components stay whole; rows, keys and batches may be cut anywhere. Every
-task runs the backend of its blocks on one thread: Dask decides how many tasks run at a time.
+Nothing is computed here but by `fit`. Features and components stay whole; rows, keys
+and batches may be cut anywhere. Every task runs the backend of its blocks on one
+thread: Dask decides how many tasks run at a time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _FAN_IN = 8
 class _OneThread:
     """Keep the kernels on one thread while any task runs.
 
-    The number of threads belongs to the process, and tasks of the threaded scheduler overlap: the first to enter
-    remembers it, and the last to leave restores it.
+    The number of threads belongs to the process, and tasks of the threaded scheduler
+    overlap: the first to enter remembers it, and the last to leave restores it.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class _OneThread:
 one_thread = _OneThread()
 
 
-# ------------------------------------------------------------------ exact normalizer
+# -------- exact normalizer
 
 
 def log_normalizer(
@@ -183,7 +184,8 @@ def _log_normalizer_vjp_block(
         () if log_weights is None else log_weights.shape[:-1],
         grad.shape[:-1],
     )
-    # Broadcast inputs get gradients of their own for every batch, which the graph adds up.
+    # Broadcast inputs get gradients of their own for every batch, which the graph adds
+    # up.
     x, y = (np.broadcast_to(a, batch + a.shape[-2:]) for a in (x, y))
     if log_weights is not None:
         log_weights = np.broadcast_to(log_weights, batch + log_weights.shape[-1:])
@@ -334,7 +336,7 @@ def _sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     return array.sum(axis=axes, keepdims=True) if axes else array
 
 
-# ------------------------------------------------------------------ Gaussian normalizers
+# -------- Gaussian normalizers
 
 
 def gaussian_log_normalizer(
@@ -708,7 +710,7 @@ def _pick_total(block: tuple[Array, ...], *, place: int) -> Array:
     return block[place][None]
 
 
-# ------------------------------------------------------------------ estimators
+# -------- estimators
 
 
 def take_rows(rows: Array, indices: npt.NDArray[np.int64]) -> tuple[Array, Array]:

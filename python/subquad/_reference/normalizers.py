@@ -111,16 +111,18 @@ def gaussian_log_normalizer(
 
     Where row i is itself a key, of weight w in component a, that component is replaced
     by the one without it (ρ = w/nₐ, s = |xᵢ|²): n' = nₐ(1 - ρ), m' = (m - ρs)/(1 - ρ),
-    v' = max(0, (v - ρ(s - m)²/(1 - ρ))/(1 - ρ)).
+    v' = max(0, (v - ρq/(1 - ρ))/(1 - ρ)), where q is (s - m)² or, with a diagonal alone,
+    Σ_d x²_id (x_id - μₐ_d)².
     """
     xp = namespace_of(x)
+    by_dimension = means if diagonal is not None and factors.shape[-1] == 0 else None
     parts = []
     for row, terms, means_, variances in _gaussian_blocks(
         xp, x, log_counts, means, factors, diagonal
     ):
         if own is not None:
             terms = _with_own_term(
-                xp, x, log_counts, own, row, terms, means_, variances
+                xp, x, log_counts, own, row, terms, means_, variances, by_dimension
             )
         parts.append(log_sum_exp(xp, terms))
     return join(xp, parts, -1)
@@ -538,8 +540,13 @@ def _with_own_term(
     terms: Array,
     mean: Array,
     variance: Array,
+    means: Array | None,
 ) -> Array:
-    """Take each row's own key out of its component, and add it as a term if asked."""
+    """Take each row's own key out of its component, and add it as a term if asked.
+
+    `means` is given where the variance is that of each dimension by itself: what the key
+    added to it is then the sum of its own squared deviations, and not that of its score.
+    """
     component, log_weight, include = own
     k = log_counts.shape[-1]
     rows = x[..., row, :]
@@ -552,12 +559,17 @@ def _with_own_term(
     is_own = is_own & (counts > -math.inf)
     share = xp.exp(xp.where(is_own, own_weight[:, None] - counts, -math.inf))
     rest = 1.0 - share
-    is_emptied = is_own & (rest <= 4.0 * 2.0**-52)
+    is_emptied = is_own & (rest <= 4.0 * float(xp.finfo(terms.dtype).eps))
     rest = xp.where(is_emptied, 1.0, rest)
     share = xp.where(is_emptied, 0.0, share)
     deviation = square[..., None] - mean
     new_mean = (mean - share * square[..., None]) / rest
-    new_variance = (variance - share * deviation * deviation / rest) / rest
+    if means is None:
+        spread = deviation * deviation
+    else:
+        own_means = xp.take(means, xp.where(component < 0, 0, component), axis=-2)
+        spread = xp.sum((rows * (rows - own_means)) ** 2, axis=-1)[..., None]
+    new_variance = (variance - share * spread / rest) / rest
     new_variance = xp.where(new_variance < 0.0, 0.0, new_variance)
     replaced = counts + xp.log(rest) + new_mean + 0.5 * new_variance
     terms = xp.where(is_own, xp.where(is_emptied, -math.inf, replaced), terms)
