@@ -175,7 +175,7 @@ class workspace_layout {
   static constexpr std::size_t kAlignment = 64;
 
   workspace_layout() = default;
-  workspace_layout(const array_view& workspace)
+  explicit workspace_layout(const array_view& workspace)
       : begin_(static_cast<char*>(workspace.data)),
         size_(workspace.ndim == 1 ? static_cast<std::size_t>(workspace.shape[0]) : 0) {
     require_dtype(workspace, dtype::uint8, "workspace");
@@ -191,8 +191,8 @@ class workspace_layout {
     return reinterpret_cast<T*>(piece);
   }
 
-  // Scratch of `bytes` for each of the slots that a region of `tasks` may use: as many as the calling
-  // thread may use now, or as fit into what is left.
+  // Scratch of `bytes` for each of the slots that a region of `tasks` may use: as many as the
+  // calling thread may use now, or as fit into what is left.
   struct slots {
     char* data;
     std::size_t bytes;
@@ -230,10 +230,10 @@ class workspace_layout {
   std::size_t used_ = 0;
 };
 
-// Threads worth waking for `work` multiply-adds: opening a region costs about 5 us, which is what one
-// core needs for 2^18 of them.
+// Threads worth waking for `work` multiply-adds. Opening a region costs about 5 us on idle cores
+// and milliseconds on busy ones; one core needs 40 us for the 2^21 that each thread must bring.
 inline int threads_for(double work, int slots) {
-  return static_cast<int>(std::min<double>(slots, 1 + work / (1 << 18)));
+  return static_cast<int>(std::min<double>(slots, 1 + work / (1 << 21)));
 }
 
 }  // namespace subquad

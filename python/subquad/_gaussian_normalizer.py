@@ -43,7 +43,7 @@ _SKEWNESS_BOUND = 1.0 / (36.0 * math.sqrt(3.0))
 
 
 class NotFittedError(ValueError, AttributeError):
-    """An estimator was asked for what only `fit` can tell, while scikit-learn is not loaded."""
+    """An estimator was asked for what only `fit` can tell."""
 
 
 # -------- the sample of keys
@@ -94,7 +94,7 @@ def _smallest(
     n_components: int,
     size: int,
 ) -> Int64:
-    """Return the indices of the sample: the smallest priorities, of all and of each component."""
+    """Return the indices of the smallest priorities, of all and of each component."""
     n = len(priorities)
     if n > size:
         chosen = np.argpartition(priorities, size)[:size] if size else np.zeros(0, int)
@@ -114,7 +114,7 @@ def _smallest(
 
 
 def _mixed(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): uncorrelated bits from a counter."""
+    """Make a counter random: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -133,7 +133,7 @@ def _priorities(stream: int, positions: Int64) -> npt.NDArray[np.uint64]:
 
 
 def _fingerprint(row: npt.NDArray[Any]) -> int:
-    """Tell streams of keys apart by the first row ever seen, so that equal seeds draw independently from them."""
+    """Tell streams of keys apart by their first row, lest equal seeds draw alike."""
     bits = np.ascontiguousarray(row, dtype="<f8").tobytes()
     return int.from_bytes(hashlib.blake2b(bits, digest_size=8).digest(), "little")
 
@@ -179,7 +179,10 @@ class _Statistics:
     sum_unit: float
 
     def merged(self, other: _Statistics, sample_size: int) -> _Statistics:
-        """Return the statistics of both sets of keys, those of `other` following (Chan, Golub and LeVeque 1983)."""
+        """Return the statistics of these keys followed by those of `other`.
+
+        Means and squares as Chan, Golub and LeVeque (1983) merge them.
+        """
         total = self.weights + other.weights
         share = np.where(
             total > 0, other.weights / np.where(total > 0, total, 1.0), 0.0
@@ -237,7 +240,7 @@ def _batch_statistics(
     fingerprint: int,
     start: int,
 ) -> _Statistics:
-    """Return the statistics of one batch of keys, which begins at position `start` of its stream."""
+    """Return the statistics of a batch of keys at position `start` of its stream."""
     xp = _dispatch.namespace_of(rows)
     backend = _dispatch.backend_for(X=rows)
     n = rows.shape[0]
@@ -310,7 +313,7 @@ def _batch_statistics(
 
 
 def require_finite(rows: Array, start: int = 0) -> None:
-    """Raise ValueError naming the first row of X that holds NaN or infinity, if there is one."""
+    """Raise ValueError naming the first row of X that holds NaN or infinity."""
     xp = _dispatch.namespace_of(rows)
     bad = np.flatnonzero(~to_host(xp.all(xp.isfinite(rows), axis=1)))
     if len(bad):
@@ -346,7 +349,10 @@ class _Evaluation(NamedTuple):
 
 
 class _Own(NamedTuple):
-    """Which fitted key each row is: its component (-1: none), log weight, and place in the sample (-1: not in it)."""
+    """Which fitted key each row is: component, log weight, place in the sample.
+
+    The component is -1 for none, the place -1 for a key outside of the sample.
+    """
 
     component: Array
     log_weight: Array
@@ -360,7 +366,7 @@ class _Own(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """Each component's Gaussian term for each row, without the row's own key: arrays (n, k), own terms (n,)."""
+    """Gaussian terms (n, k) of rows without their own keys, and own terms (n,)."""
 
     log_terms: Array
     own_terms: Array | None
@@ -371,6 +377,7 @@ class _Terms(NamedTuple):
     weights: Array
     rows: Array
     is_own: Array | None
+    spread: Array | None  # what a row's own key added to its component's variance
 
 
 class _Estimates(NamedTuple):
@@ -384,7 +391,7 @@ class _Estimates(NamedTuple):
 
 
 def _triangular_factor(covariance: Float64, most_columns: int) -> Float64:
-    """Return a lower trapezoidal L with L Lᵀ equal to the covariance, singular ones included."""
+    """Return a lower trapezoidal L with L Lᵀ the covariance, singular or not."""
     if most_columns == len(covariance):
         with contextlib.suppress(np.linalg.LinAlgError):
             return cast(Float64, np.linalg.cholesky(covariance))
@@ -427,7 +434,7 @@ def _factorized(
 
 
 def _sampled(statistics: _Statistics) -> tuple[Float64, Int64]:
-    """Return deviations of the sample from the means, and where each component's begin."""
+    """Return the sample less the means, and where each component begins in it."""
     sample = statistics.sample
     deviations = sample.rows - statistics.means[sample.components]
     sizes = np.bincount(sample.components, minlength=len(statistics.weights))
@@ -438,7 +445,7 @@ def _sampled(statistics: _Statistics) -> tuple[Float64, Int64]:
 
 
 class GaussianNormalizer:
-    """Softmax normalizers log Σⱼ exp(x·yⱼ) in time that does not depend on the number of keys.
+    """Softmax normalizers log Σⱼ exp(x·yⱼ) in time independent of the number of keys.
 
     The keys are split into components. Within one, the scores x·yⱼ have mean x·μ and
     variance xᵀΩx exactly; treated as a normal law, their exponentials add up to n
@@ -461,7 +468,7 @@ class GaussianNormalizer:
         polynomial whose sum is known from the moments. The corrected sum is unbiased,
         and exact once all keys are drawn. "auto" draws 512, and uses the correction for
         the rows where its standard error is below the estimated error of the Gaussian
-        value.
+        value less the standard error of that estimate.
     max_iter : int, default=25
         Most iterations of a k-means run.
     random_state : int, numpy.random.Generator or None, default=None
@@ -480,8 +487,8 @@ class GaussianNormalizer:
         there for "low_rank".
     factors_ : array of float64, shape (k, d, r)
         Triangular F with Ω = F Fᵀ for "full", and the scaled eigenvectors for
-        "low_rank". With the log counts and the means they make
-        `subquad.gaussian_log_normalizer` return what this estimator does.
+        "low_rank". For "full", `subquad.gaussian_log_normalizer` of the log counts, the
+        means and these returns what the estimator does without control samples.
     diagonal_ : array of float64, shape (k, d)
         For "low_rank": what Ω has on its diagonal beyond the factors, at least 0.
     radii_ : array of float64, shape (k,)
@@ -494,19 +501,23 @@ class GaussianNormalizer:
     n_features_in_ : int
         Number of features d.
 
-    Notes ----- The arrays are of the library of the keys and on their device. Queries
-    must be of that library too; Dask keys leave NumPy arrays behind, and Dask queries
-    work with NumPy arrays. Queries of float16 and bfloat16 are computed in float32.
+    Notes
+    -----
+    The arrays are of the library of the keys and on their device. Queries must be of
+    that library too; Dask keys leave NumPy arrays behind, and Dask queries work with
+    NumPy arrays. Queries of float16 and bfloat16 are computed in float32.
 
-    `fit` costs O(n d²) and a query O(k d²), or O(k d) with diagonal covariances, O(k d
-    r) with rank r, and O(d s) more with s control samples. Memory: O(k d²), a few bytes
-    a key for its label, and O(n) for n queries.
+    `fit` costs O(n d²) and a query O(k d²), or O(k d) with diagonal covariances,
+    O(k d r) with rank r, and O(d s) more with s control samples. Memory: O(k d²), a few
+    bytes a key for its label, and O(n) for n queries.
 
     The relative error of the sum is about a sixth of the scores' third cumulant within
     a component: small where |x||y| is about 1, or where components are tight; see
     `error_estimate` and `error_bound`.
 
-    References ---------- L. Dall'Amico and E. M. Belliardo, "Learning distributed
+    References
+    ----------
+    L. Dall'Amico and E. M. Belliardo, "Learning distributed
     representations with efficient SoftMax normalization", arXiv:2303.17475.
 
     Examples
@@ -631,6 +642,7 @@ class GaussianNormalizer:
         X : array, shape (n, d)
             Keys, of the same array library in every call.
         y : ignored
+            There for the conventions of scikit-learn.
         labels : array of int, shape (n,), optional
             Component of each key: in all calls or in none, unless there is one
             component.
@@ -704,7 +716,8 @@ class GaussianNormalizer:
         >>> import numpy as np
         >>> import subquad as sq
         >>> keys = np.random.default_rng(0).normal(size=(100, 3))
-        >>> first, second = (sq.GaussianNormalizer().fit(part) for part in (keys[:30], keys[30:]))
+        >>> first = sq.GaussianNormalizer().fit(keys[:30])
+        >>> second = sq.GaussianNormalizer().fit(keys[30:])
         >>> merged = sq.GaussianNormalizer.merge(first, second)
         >>> np.allclose(merged.covariances_[0], np.cov(keys.T, ddof=0))
         True
@@ -722,8 +735,8 @@ class GaussianNormalizer:
                 raise ValueError(message)
         if a.n_features_in_ != b.n_features_in_:
             message = (
-                f"a and b must have the same number of features, got {a.n_features_in_} and "
-                f"{b.n_features_in_}"
+                "a and b must have the same number of features, got "
+                f"{a.n_features_in_} and {b.n_features_in_}"
             )
             raise ValueError(message)
         _dispatch.backend_for(a=a._like, b=b._like)
@@ -734,8 +747,8 @@ class GaussianNormalizer:
         )
         if not same:
             message = (
-                "a and b must have the same components: fit both with labels, or copies of one "
-                "fitted estimator"
+                "a and b must have the same components: fit both with labels, or "
+                "copies of one fitted estimator"
             )
             raise ValueError(message)
         merged = GaussianNormalizer(**a.get_params())
@@ -757,8 +770,8 @@ class GaussianNormalizer:
         settings = _Settings(*(getattr(self, name) for name in _Settings._fields))
         if known and settings != self._settings:
             message = (
-                f"parameters must stay as they were in the first call, {self._settings}, "
-                f"got {settings}; fit starts anew"
+                "parameters must stay as they were in the first call, "
+                f"{self._settings}, got {settings}; fit starts anew"
             )
             raise ValueError(message)
         rows = _as_keys(X)
@@ -797,7 +810,10 @@ class GaussianNormalizer:
         )
         if known and self.n_components > 1:
             if partition is not None and labels is not None:
-                message = "labels must be left out, as in the first call, which found the components"
+                message = (
+                    "labels must be left out, as in the first call, which found the "
+                    "components"
+                )
                 raise ValueError(message)
             if partition is None and labels is None:
                 message = "labels must be given, as in the first call"
@@ -889,7 +905,10 @@ class GaussianNormalizer:
     @property
     def covariances_(self) -> Array:
         if self._settings.covariance_type == "low_rank":
-            message = "low-rank covariances are kept as factors_ and diagonal_, not as covariances_"
+            message = (
+                "low-rank covariances are kept as factors_ and diagonal_, not as "
+                "covariances_"
+            )
             raise AttributeError(message)
 
         def covariances() -> Float64:
@@ -939,7 +958,7 @@ class GaussianNormalizer:
                 "there are no centers_: the components were given by labels, or are one"
             )
             raise AttributeError(message)
-        return self._learned("centers_", lambda: cast(Float64, self._partition))
+        return self._learned("centers_", lambda: self._partition)
 
     def _learned(self, name: str, make: Any) -> Array:
         self._require_fitted()
@@ -976,8 +995,8 @@ class GaussianNormalizer:
 
             kind = exceptions.NotFittedError
         message = (
-            "This GaussianNormalizer instance is not fitted yet. Call 'fit' with appropriate "
-            "arguments before using this estimator."
+            "This GaussianNormalizer instance is not fitted yet. Call 'fit' with "
+            "appropriate arguments before using this estimator."
         )
         raise kind(message)
 
@@ -1050,7 +1069,11 @@ class GaussianNormalizer:
 
         Parameters
         ----------
-        x, self_index, self_term
+        x : array of floating type, shape (..., n, d)
+            Queries.
+        self_index : array of int, shape (n,), optional
+            As in `log_normalizer`.
+        self_term : {"include", "exclude"}, default="include"
             As in `log_normalizer`.
 
         Returns
@@ -1071,7 +1094,8 @@ class GaussianNormalizer:
         >>> import numpy as np
         >>> import subquad as sq
         >>> keys = np.random.default_rng(0).normal(size=(500, 6)) / 3
-        >>> estimator = sq.GaussianNormalizer(control_samples=100, random_state=0).fit(keys)
+        >>> estimator = sq.GaussianNormalizer(control_samples=100, random_state=0)
+        >>> estimator = estimator.fit(keys)
         >>> estimator.standard_error(keys[:4]).shape
         (4,)
         """
@@ -1099,7 +1123,11 @@ class GaussianNormalizer:
 
         Parameters
         ----------
-        x, self_index, self_term
+        x : array of floating type, shape (..., n, d)
+            Queries.
+        self_index : array of int, shape (n,), optional
+            As in `log_normalizer`.
+        self_term : {"include", "exclude"}, default="include"
             As in `log_normalizer`.
 
         Returns
@@ -1118,7 +1146,8 @@ class GaussianNormalizer:
         >>> keys = np.random.default_rng(0).exponential(size=(500, 6)) / 4
         >>> estimator = sq.GaussianNormalizer(random_state=0).fit(keys)
         >>> error = estimator.log_normalizer(keys) - sq.log_normalizer(keys, keys)
-        >>> bool(0.5 < np.mean(estimator.error_estimate(keys)) / np.mean(np.abs(error)) < 2)
+        >>> estimate = estimator.error_estimate(keys)
+        >>> bool(0.5 < np.mean(estimate) / np.mean(np.abs(error)) < 2)
         True
         """
         return self._evaluate("error_estimate", x, self_index, self_term)
@@ -1130,7 +1159,7 @@ class GaussianNormalizer:
         self_index: Array | None = None,
         self_term: SelfTerm = "include",
     ) -> Array:
-        """Return a bound on |error of log Z| that holds for every set of keys, rounding included.
+        """Return a bound on |error of log Z| that always holds, rounding included.
 
         A component's centred scores lie in an interval of width w = 2 r |x|, r its
         radius. With v their variance as kept, the logarithm of its sum is wrong by at
@@ -1140,20 +1169,26 @@ class GaussianNormalizer:
 
         Parameters
         ----------
-        x, self_index, self_term
-            As in `log_normalizer`; the bound is that of the value with the same
-            arguments.
+        x : array of floating type, shape (..., n, d)
+            Queries.
+        self_index : array of int, shape (n,), optional
+            As in `log_normalizer`.
+        self_term : {"include", "exclude"}, default="include"
+            As in `log_normalizer`.
 
         Returns
         -------
         array, shape (..., n)
+            For the value of `log_normalizer` with the same arguments.
 
         Raises
         ------
         ValueError, TypeError
             As `log_normalizer`.
 
-        Notes ----- Computed in float64 whatever the type of x. The rounding of the
+        Notes
+        -----
+        Computed in float64 whatever the type of x. The rounding of the
         computation in that type is bounded by the standard analysis of inner products
         (Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3), so the
         bound exceeds 0 where the value is exact.
@@ -1171,7 +1206,7 @@ class GaussianNormalizer:
         return self._evaluate("error_bound", x, self_index, self_term)
 
     def log_probabilities(self, x: Array, y: Array) -> Array:
-        """Return xᵢ·yⱼ - log Zᵢ: estimated log probabilities of the softmax over the fitted keys.
+        """Return xᵢ·yⱼ - log Zᵢ, log probabilities of the softmax over the fitted keys.
 
         Parameters
         ----------
@@ -1389,7 +1424,11 @@ class GaussianNormalizer:
         return _Own(component, log_weight, place, self_term == "include")
 
     def _keys(self) -> tuple[Array, Array | None, Array, Array]:
-        """Return each key's component and log weight, and the sample's positions in order with their places."""
+        """Return each key's component and log weight, and where the sample's keys are.
+
+        The last two: positions of the sample in the stream, increasing, and the places
+        in the sample that belong to them.
+        """
         found: tuple[Array, Array | None, Array, Array] | None = self._cache.get("keys")
         if found is None:
             statistics = self._statistics
@@ -1437,7 +1476,7 @@ class GaussianNormalizer:
             occupied, xp.log(xp.where(occupied, weights, 1.0)), -math.inf
         )
         original = mean
-        own_terms = is_own = None
+        own_terms = is_own = spread = None
         if own is not None:
             components = from_host(np.arange(weights.shape[1]), rows)
             is_own = (
@@ -1453,7 +1492,17 @@ class GaussianNormalizer:
             divisor = xp.where(rest > 0, rest, 1.0)
             apart = square[:, None] - mean
             mean = xp.where(is_own, mean - weight * apart / divisor, mean)
-            left = weights / divisor * (variance - weight * apart * apart / divisor)
+            spread = apart * apart
+            if self._settings.covariance_type == "diag":
+                # What the key added to the variance of each dimension by itself.
+                own_means = xp.take(
+                    xp.astype(e.means, wide),
+                    xp.where(own.component < 0, 0, own.component),
+                    axis=0,
+                )
+                x = xp.astype(rows, wide)
+                spread = xp.sum((x * (x - own_means)) ** 2, axis=1)[:, None]
+            left = weights / divisor * (variance - weight * spread / divisor)
             left = xp.where(left < 0, 0.0, left)
             variance = xp.where(is_own, left, variance)
             mean, variance = (
@@ -1478,6 +1527,7 @@ class GaussianNormalizer:
             weights,
             n_keys,
             is_own,
+            spread,
         )
 
     def _estimates(self, rows: Array, dtype: str, own: _Own | None) -> _Estimates:
@@ -1562,7 +1612,7 @@ class GaussianNormalizer:
         own: _Own | None,
         log_terms: Array,
     ) -> Array:
-        """Return the log terms, those of components with all keys in the sample by their exact sums."""
+        """Return log terms with exact ones for components wholly in the sample."""
         statistics = self._statistics
         _, offsets = _sampled(statistics)
         complete = (np.diff(offsets) == statistics.rows) & (statistics.rows > 0)
@@ -1594,7 +1644,7 @@ class GaussianNormalizer:
         return xp.stack(columns, axis=1)
 
     def _bound(self, rows: Array, dtype: str, own: _Own | None) -> Array:
-        """Return the bound of `error_bound` in float64, for values computed from rows of `dtype`."""
+        """Return `error_bound` in float64, of values of the type of the rows."""
         xp = _dispatch.namespace_of(rows)
         statistics = self._statistics
         factors, diagonal = self._host_factors()
@@ -1670,6 +1720,7 @@ class GaussianNormalizer:
             unstable = is_own & (rest_error > 0.25)
             apart = xp.abs(square - original_mean)
             apart_error = square_error + mean_error
+            root_spread = xp.sqrt(terms.spread)
             own_mean_error = (
                 mean_error / rest
                 + ratio * square_error
@@ -1678,9 +1729,9 @@ class GaussianNormalizer:
             )
             own_variance_error = (
                 variance_error
-                + ratio * (2.0 * apart * apart_error + apart_error**2)
-                + ratio * apart**2 * share_error
-                + 4.0 * unit * (variance + ratio * apart**2)
+                + ratio * (2.0 * root_spread * apart_error + apart_error**2)
+                + ratio * terms.spread * share_error
+                + _gamma(d + 4, unit) * (variance + ratio * terms.spread)
             ) / rest + terms.variance * 2.0 * rest_error
             mean_error = xp.where(is_own, own_mean_error, mean_error)
             mean_error = xp.where(unstable, math.inf, mean_error)
@@ -1771,7 +1822,9 @@ class GaussianNormalizer:
         OSError
             If the file cannot be written.
 
-        Notes ----- A `random_state` that is a Generator is saved as the seed that was
+        Notes
+        -----
+        A `random_state` that is a Generator is saved as the seed that was
         drawn from it.
 
         Examples
@@ -2046,7 +2099,7 @@ class GaussianNormalizer:
                     f"rank={self.rank!r} with {self.covariance_type!r}"
                 )
                 raise ValueError(message)
-            _require_integer("rank", self.rank, 0)
+            _require_integer("rank", self.rank, 1)
         samples: Any = self.control_samples
         if isinstance(samples, str) and samples != "auto":
             message = (
@@ -2106,8 +2159,8 @@ def _seed_of(random_state: Any) -> int:
     is_integer = isinstance(random_state, (int, np.integer))
     if not is_integer or isinstance(random_state, bool) or random_state < 0:
         message = (
-            "random_state must be None, an integer >= 0 or a numpy.random.Generator, got "
-            f"{random_state!r}"
+            "random_state must be None, an integer >= 0 or a numpy.random.Generator, "
+            f"got {random_state!r}"
         )
         raise ValueError(message)
     return int(random_state)
@@ -2129,9 +2182,9 @@ def _as_keys(X: Any) -> Array:
     library = _dispatch.library_of(rows, "X")
     if rows.ndim != 2:
         message = (
-            f"X must be a matrix of shape (n, d), got an array of shape {tuple(rows.shape)}. "
-            "Reshape your data using X.reshape(-1, 1) if it has one feature, or X.reshape(1, -1) "
-            "if it is one key"
+            f"X must be a matrix of shape (n, d), got shape {tuple(rows.shape)}. "
+            "Reshape your data using X.reshape(-1, 1) if it has one feature, or "
+            "X.reshape(1, -1) if it is one key"
         )
         raise ValueError(message)
     xp = library.xp
@@ -2139,7 +2192,10 @@ def _as_keys(X: Any) -> Array:
     if library.name == "dask" and any(math.isnan(size) for size in rows.shape):
         rows = rows.compute_chunk_sizes()
     if rows.shape[1] == 0:
-        message = f"0 feature(s) (shape={tuple(rows.shape)}) while a minimum of 1 is required."
+        message = (
+            f"0 feature(s) (shape={tuple(rows.shape)}) while a minimum of 1 is "
+            "required."
+        )
         raise ValueError(message)
     if name.startswith("complex"):
         message = f"Complex data not supported: X must be real, got dtype {rows.dtype}"
@@ -2159,10 +2215,8 @@ def _like(rows: Array) -> Array:
     """Return an empty array that tells the library and device of others."""
     library = _dispatch.library_of(rows)
     if library.name in ("numpy", "dask"):
-        return np.zeros(0)
-    return library.xp.zeros(
-        (0,), dtype=library.xp.float32, device=_dispatch.device_of(rows)
-    )
+        return np.zeros(0, dtype=rows.dtype)
+    return library.xp.zeros((0,), dtype=rows.dtype, device=_dispatch.device_of(rows))
 
 
 def _as_labels(labels: Any, n: int, n_components: int) -> npt.NDArray[Any]:
@@ -2187,7 +2241,10 @@ def _as_labels(labels: Any, n: int, n_components: int) -> npt.NDArray[Any]:
 def _as_weights(sample_weight: Any, n: int) -> Float64:
     host = _to_host_or_list(sample_weight).astype(np.float64)
     if host.shape != (n,):
-        message = f"sample_weight must have shape ({n},), one for each row of X, got {host.shape}"
+        message = (
+            f"sample_weight must have shape ({n},), one for each row of X, got "
+            f"{host.shape}"
+        )
         raise ValueError(message)
     bad = np.flatnonzero(~((host >= 0) & np.isfinite(host)))
     if len(bad):

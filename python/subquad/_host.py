@@ -19,7 +19,7 @@ HostArray: TypeAlias = npt.NDArray[Any]
 
 
 def to_host(array: Array) -> HostArray:
-    """Return an array's values as a NumPy array, without a copy where memory can be shared.
+    """Return an array's values as a NumPy array, in the same memory if possible.
 
     Values of a floating type that NumPy lacks come as float32. Waits for the device.
     """
@@ -45,7 +45,7 @@ def to_host(array: Array) -> HostArray:
 
 
 def from_host(array: HostArray, like: Array, dtype: Any = None) -> Array:
-    """Return a NumPy array in the library and on the device of `like`, of its own data type or of `dtype`.
+    """Return a NumPy array in the library and on the device of `like`.
 
     Dask arrays are given NumPy companions. 64-bit numbers become 32-bit where the
     library has no others.
@@ -66,7 +66,7 @@ def from_host(array: HostArray, like: Array, dtype: Any = None) -> Array:
 
 
 def has_float64(like: Array) -> bool:
-    """Return whether the library of an array computes in float64 where the array lies."""
+    """Return whether an array's library computes in float64 on its device."""
     library = _dispatch.library_of(like)
     if library.name == "jax":
         import jax

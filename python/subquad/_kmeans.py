@@ -1,4 +1,4 @@
-"""k-means on the primitives `nearest_centroids` and `component_sums`, seeded and subsampled."""
+"""k-means on the primitives: seeded, restarted, trained on a sample of the rows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _ROWS_PER_CLUSTER = 256
 # together.
 _MOST_CLUSTERS_SEEDED_BY_DISTANCE = 256
 _RESTARTS = 4
+_TRIAL_ITERATIONS = 5
 _MOST_CLUSTERS_RESTARTED = 64
 
 
 def sample_rows(
     n_rows: int, n_clusters: int, generator: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Return the increasing indices of the rows that train `n_clusters` centroids, at most 256 for each.
+    """Return the indices of the rows that train centroids, at most 256 for each.
 
     Parameters
     ----------
@@ -60,9 +61,10 @@ def train_centroids(
 ) -> Float64:
     """Return the centroids of the best of several k-means runs on the given rows.
 
-    Runs start from greedy k-means++ seeds and end when no label changes. A cluster that
-    loses its last row takes the row farthest from its centroid; where rows repeat and
-    too few distinct ones are left, it keeps the centroid it had.
+    Runs start from greedy k-means++ seeds; after five iterations the best goes on until
+    no label changes. A cluster that loses its last row takes the row farthest from its
+    centroid; where rows repeat and too few distinct ones are left, it keeps the
+    centroid it had.
 
     Parameters
     ----------
@@ -102,25 +104,35 @@ def train_centroids(
     host_weights = None if weights is None else to_host(weights).astype(np.float64)
     if n_init is None:
         n_init = _RESTARTS if n_clusters <= _MOST_CLUSTERS_RESTARTED else 1
+    # Runs that start badly stay behind: a few iterations tell which to go on with.
+    trial_iter = max_iter if n_init == 1 else min(max_iter, _TRIAL_ITERATIONS)
     best_loss = math.inf
     best: Float64 | None = None
-    for _ in range(n_init):
+    for _ in range(n_init if n_clusters > 1 else 1):
         centroids = _seed(rows, n_clusters, host_weights, metric, generator)
         centroids, loss = _run(
-            rows, centroids, weights, host_weights, norms, metric, max_iter
+            rows, centroids, weights, host_weights, norms, metric, trial_iter
         )
         if best is None or loss < best_loss:
             best, best_loss = centroids, loss
-        if n_clusters == 1:
-            break
     assert best is not None
+    if trial_iter < max_iter:
+        best, _ = _run(
+            rows,
+            best,
+            weights,
+            host_weights,
+            norms,
+            metric,
+            max_iter - trial_iter,
+        )
     return best + origin.astype(np.float64)
 
 
 def assign(
     rows: Array, centroids: Float64, /, *, metric: Metric = "euclidean"
 ) -> Array:
-    """Return the nearest centroid of every row, the lower index where two are equally near.
+    """Return the nearest centroid of every row, the first of several.
 
     Parameters
     ----------
@@ -239,7 +251,11 @@ def _seed(
     metric: Metric,
     generator: np.random.Generator,
 ) -> Float64:
-    """Return rows as first centroids: greedy k-means++ on a sample, or drawn at random where clusters are many."""
+    """Return rows as first centroids.
+
+    Greedy k-means++ on a sample of the rows, or rows drawn at random where clusters are
+    many.
+    """
     n_rows = rows.shape[0]
     if n_clusters > _MOST_CLUSTERS_SEEDED_BY_DISTANCE:
         drawn = generator.choice(

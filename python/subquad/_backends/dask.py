@@ -1,4 +1,4 @@
-"""The primitives for Dask arrays: graphs of blocks, joined by the merges of their states.
+"""The primitives for Dask arrays: graphs of blocks, joined by merges.
 
 Nothing is computed here but by `fit`. Features and components stay whole; rows, keys
 and batches may be cut anywhere. Every task runs the backend of its blocks on one
@@ -69,7 +69,10 @@ one_thread = _OneThread()
 def log_normalizer(
     x: Array, y: Array, log_weights: Array | None, excluded: Array | None, /
 ) -> Array:
-    """See `subquad.log_normalizer`: each chunk of rows meets each chunk of keys, and the logarithms are added by a tree."""
+    """See `subquad.log_normalizer`.
+
+    Each chunk of rows meets each chunk of keys; a tree adds the logarithms.
+    """
     inputs, batch = _pairs(x, y, log_weights, excluded, None, None)
     partial = _blockwise(
         functools.partial(_log_normalizer_block, dtype=x.dtype),
@@ -129,7 +132,7 @@ def log_normalizer_vjp(
     needs: tuple[bool, bool, bool],
     /,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """See `subquad.vjp.log_normalizer`: gradients of all pairs of chunks, added by trees."""
+    """See `subquad.vjp.log_normalizer`: pairs of chunks, added by trees."""
     inputs, batch = _pairs(x, y, log_weights, excluded, grad, log_z)
     dtype = x.dtype
     wanted = (needs[0], needs[1], needs[2] and log_weights is not None)
@@ -207,7 +210,7 @@ def _pick(block: tuple[Array, ...], *, place: int) -> Array:
 
 
 def _local(excluded: Array, start: Array, n_keys: int) -> npt.NDArray[np.int64]:
-    """Return the excluded keys as indices into a chunk of keys, -1 where they lie in another."""
+    """Return excluded keys as indices into a chunk of keys, -1 if in another."""
     local = np.asarray(excluded, dtype=np.int64) - int(start[0])
     inside = (np.asarray(excluded) >= 0) & (local >= 0) & (local < n_keys)
     return np.where(inside, local, -1)
@@ -221,7 +224,7 @@ def _pairs(
     grad: Array | None,
     log_z: Array | None,
 ) -> tuple[list[tuple[Array | None, Index]], Index]:
-    """Return the inputs of a blockwise call on pairs of chunks, cut alike, with their indices."""
+    """Return the inputs of a call on pairs of chunks, cut alike, and batch axes."""
     rank = max(
         a.ndim - n_core
         for a, n_core in ((x, 2), (y, 2), (log_weights, 1), (grad, 1), (log_z, 1))
@@ -348,7 +351,7 @@ def gaussian_log_normalizer(
     own: _dispatch.Own | None,
     /,
 ) -> Array:
-    """See `subquad.gaussian_log_normalizer`: every chunk of rows meets all components."""
+    """See `subquad.gaussian_log_normalizer`: chunks of rows, all components."""
     component, log_weight, include = (None, None, False) if own is None else own
     inputs, batch = _with_components(
         [
@@ -417,7 +420,7 @@ def gaussian_log_normalizer_vjp(
     needs: tuple[bool, bool, bool, bool, bool],
     /,
 ) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
-    """See `subquad.vjp.gaussian_log_normalizer`: gradients of the components are added over the chunks of rows."""
+    """See `subquad.vjp.gaussian_log_normalizer`: summed over chunks of rows."""
     arrays = (x, log_counts, means, factors, diagonal)
     cores: tuple[Index, ...] = (
         ("n", "d"),
@@ -567,7 +570,7 @@ def component_sums(
 def component_scatter(
     y: Array, labels: Array, weights: Array | None, means: Array, diagonal: bool, /
 ) -> tuple[Array, Array]:
-    """Return Σⱼ wⱼ (yⱼ - μₐ)(yⱼ - μₐ)ᵀ (its diagonal alone if asked) and max |yⱼ - μₐ| over the rows of each component."""
+    """Return Σⱼ wⱼ (yⱼ - μₐ)(yⱼ - μₐ)ᵀ, or its diagonal, and max |yⱼ - μₐ|."""
     k, d = means.shape
     scatter, radii = _totals(
         functools.partial(_primitive, "component_scatter", last=(diagonal,)),
@@ -593,7 +596,7 @@ def sample_residuals(
     quadratic: bool,
     /,
 ) -> tuple[Array, Array, Array]:
-    """Return what a component's samples say of its Gaussian value; see the reference."""
+    """Return the samples' correction, error and third moment; see the reference."""
     k = variance.shape[1]
     results = _rows(
         functools.partial(_residuals, quadratic=quadratic),
@@ -720,7 +723,7 @@ def take_rows(rows: Array, indices: npt.NDArray[np.int64]) -> tuple[Array, Array
 
 
 def require_finite(rows: Array) -> None:
-    """Raise ValueError naming the first row of X that holds NaN or infinity, if there is one."""
+    """Raise ValueError naming the first row of X that holds NaN or infinity."""
     bad = np.flatnonzero(~da.isfinite(rows).all(axis=1).compute())
     if len(bad):
         message = f"X must be finite, but row {int(bad[0])} contains NaN or infinity"

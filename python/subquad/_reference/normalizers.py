@@ -111,8 +111,8 @@ def gaussian_log_normalizer(
 
     Where row i is itself a key, of weight w in component a, that component is replaced
     by the one without it (ρ = w/nₐ, s = |xᵢ|²): n' = nₐ(1 - ρ), m' = (m - ρs)/(1 - ρ),
-    v' = max(0, (v - ρq/(1 - ρ))/(1 - ρ)), where q is (s - m)² or, with a diagonal alone,
-    Σ_d x²_id (x_id - μₐ_d)².
+    v' = max(0, (v - ρq/(1 - ρ))/(1 - ρ)), where q is (s - m)² or, with a diagonal
+    alone, Σ_d x²_id (x_id - μₐ_d)².
     """
     xp = namespace_of(x)
     by_dimension = means if diagonal is not None and factors.shape[-1] == 0 else None
@@ -544,8 +544,8 @@ def _with_own_term(
 ) -> Array:
     """Take each row's own key out of its component, and add it as a term if asked.
 
-    `means` is given where the variance is that of each dimension by itself: what the key
-    added to it is then the sum of its own squared deviations, and not that of its score.
+    `means` is given where the variance is that of each dimension by itself: the key
+    then added to it the sum of its own squared deviations, not that of its score.
     """
     component, log_weight, include = own
     k = log_counts.shape[-1]
