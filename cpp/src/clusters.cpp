@@ -52,7 +52,8 @@ void check_labels(const array_view& labels, std::int64_t n, std::int64_t k) {
   }
 }
 
-constexpr std::int64_t kNearestRows = 512;
+// Rows of a task: enough for the packing of a centroid to take 1 % of its products.
+constexpr std::int64_t kNearestRows = 1024;
 
 template <class T>
 workspace_layout::slots nearest_slots(workspace_layout& workspace, std::int64_t n, std::int64_t k,

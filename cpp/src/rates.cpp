@@ -32,6 +32,7 @@ double measure_rate(std::string_view name, std::int64_t itemsize, std::int64_t d
     using clock = std::chrono::steady_clock;
     const std::size_t bytes = kernels.tile_products_scratch(depth);
     const auto scratch = std::make_unique<double[]>(bytes / sizeof(double) + 1);
+    kernels.prepare_tile_products(depth, scratch.get());
     double sink = 0;
     double units = 0;
     const clock::time_point begin = clock::now();

@@ -54,12 +54,19 @@ std::size_t tile_products_scratch(std::int64_t depth) {
 }
 
 template <class T>
+void prepare_tile_products(std::int64_t depth, void* scratch) {
+  T* values = static_cast<T*>(scratch);
+  const std::int64_t count = depth * (n_panels<T>(depth) * kTileRows + kTileColumns<T>);
+  for (std::int64_t i = 0; i < count; ++i) {
+    values[i] = static_cast<T>(0.001) * static_cast<T>(i % 31);
+  }
+}
+
+template <class T>
 double tile_products(std::int64_t depth, void* scratch, double* sink) {
   const std::int64_t panels = n_panels<T>(depth);
-  T* left = static_cast<T*>(scratch);
-  T* right = left + panels * kTileRows * depth;
-  const std::int64_t count = depth * (panels * kTileRows + kTileColumns<T>);
-  for (std::int64_t i = 0; i < count; ++i) left[i] = static_cast<T>(0.001) * static_cast<T>(i % 31);
+  const T* left = static_cast<const T*>(scratch);
+  T* right = static_cast<T*>(scratch) + panels * kTileRows * depth;
   const double once = 2.0 * static_cast<double>(panels * depth) * kTileRows * kTileColumns<T>;
   const auto rounds = static_cast<std::int64_t>(1e7 / once) + 1;
   vec<T> largest = broadcast(kLowest<T>);
@@ -100,8 +107,8 @@ double exponentials(double* sink) {
 }
 
 template <class T>
-constexpr rates_functions functions = {multiply_adds<T>, tile_products_scratch<T>, tile_products<T>,
-                                       exponentials<T>};
+constexpr rates_functions functions = {multiply_adds<T>, tile_products_scratch<T>,
+                                       prepare_tile_products<T>, tile_products<T>, exponentials<T>};
 
 }  // namespace
 

@@ -14,6 +14,7 @@ namespace subquad {
 struct rates_functions {
   double (*multiply_adds)(double* sink);
   std::size_t (*tile_products_scratch)(std::int64_t depth);
+  void (*prepare_tile_products)(std::int64_t depth, void* scratch);
   double (*tile_products)(std::int64_t depth, void* scratch, double* sink);
   double (*exponentials)(double* sink);
 };

@@ -91,12 +91,70 @@ SUBQUAD_INLINE std::int64_t packed_size(std::int64_t count, std::int64_t depth) 
   return divide_up(count, Width) * Width * depth;
 }
 
+// A square of as many elements as fit 16 bytes, transposed: to[k * to_stride + r] = from[r][k].
+SUBQUAD_INLINE void transpose_square(const float* const* from, float* to, std::int64_t to_stride) {
+  typedef float quad __attribute__((vector_size(16)));
+  typedef float unaligned_quad __attribute__((vector_size(16), aligned(4), may_alias));
+  typedef std::int32_t index __attribute__((vector_size(16)));
+  const quad a = *reinterpret_cast<const unaligned_quad*>(from[0]);
+  const quad b = *reinterpret_cast<const unaligned_quad*>(from[1]);
+  const quad c = *reinterpret_cast<const unaligned_quad*>(from[2]);
+  const quad d = *reinterpret_cast<const unaligned_quad*>(from[3]);
+  const quad ab_low = __builtin_shuffle(a, b, index{0, 4, 1, 5});
+  const quad ab_high = __builtin_shuffle(a, b, index{2, 6, 3, 7});
+  const quad cd_low = __builtin_shuffle(c, d, index{0, 4, 1, 5});
+  const quad cd_high = __builtin_shuffle(c, d, index{2, 6, 3, 7});
+  const auto put = [&](std::int64_t k, quad column) {
+    *reinterpret_cast<unaligned_quad*>(to + k * to_stride) = column;
+  };
+  put(0, __builtin_shuffle(ab_low, cd_low, index{0, 1, 4, 5}));
+  put(1, __builtin_shuffle(ab_low, cd_low, index{2, 3, 6, 7}));
+  put(2, __builtin_shuffle(ab_high, cd_high, index{0, 1, 4, 5}));
+  put(3, __builtin_shuffle(ab_high, cd_high, index{2, 3, 6, 7}));
+}
+
+SUBQUAD_INLINE void transpose_square(const double* const* from, double* to,
+                                     std::int64_t to_stride) {
+  typedef double pair __attribute__((vector_size(16)));
+  typedef double unaligned_pair __attribute__((vector_size(16), aligned(8), may_alias));
+  typedef std::int64_t index __attribute__((vector_size(16)));
+  const pair a = *reinterpret_cast<const unaligned_pair*>(from[0]);
+  const pair b = *reinterpret_cast<const unaligned_pair*>(from[1]);
+  *reinterpret_cast<unaligned_pair*>(to) = __builtin_shuffle(a, b, index{0, 2});
+  *reinterpret_cast<unaligned_pair*>(to + to_stride) = __builtin_shuffle(a, b, index{1, 3});
+}
+
+// Width whole rows of unit column stride into one panel, by squares, and element by element where
+// those do not fit.
+template <int Width, class T>
+SUBQUAD_INLINE void pack_panel(const T* rows, std::int64_t row_stride, std::int64_t depth, T* out) {
+  constexpr int kSide = 16 / static_cast<int>(sizeof(T));
+  constexpr int kWhole = Width / kSide * kSide;
+  std::int64_t k = 0;
+  for (; k + kSide <= depth; k += kSide) {
+    for (int r = 0; r < kWhole; r += kSide) {
+      const T* from[kSide];
+      for (int i = 0; i < kSide; ++i) from[i] = rows + (r + i) * row_stride + k;
+      transpose_square(from, out + k * Width + r, Width);
+    }
+    for (int r = kWhole; r < Width; ++r) {
+      for (int i = 0; i < kSide; ++i) out[(k + i) * Width + r] = rows[r * row_stride + k + i];
+    }
+  }
+  for (; k < depth; ++k) {
+    for (int r = 0; r < Width; ++r) out[k * Width + r] = rows[r * row_stride + k];
+  }
+}
+
 // Rows in panels of Width: out[(p * depth + k) * Width + r] = rows(p * Width + r, k), 0 past count.
 template <int Width, class T>
 SUBQUAD_INLINE void pack_rows(matrix_view<const T> rows, std::int64_t count, std::int64_t depth,
                               T* out) {
   for (; count > 0; count -= Width, rows = rows.from(Width)) {
-    if (count >= Width) {
+    if (count >= Width && rows.column_stride == 1) {
+      pack_panel<Width>(rows.data, rows.row_stride, depth, out);
+      out += Width * depth;
+    } else if (count >= Width) {
       for (std::int64_t k = 0; k < depth; ++k, out += Width) {
         const T* column = rows.data + k * rows.column_stride;
         for (int r = 0; r < Width; ++r) out[r] = column[r * rows.row_stride];
