@@ -150,7 +150,7 @@ def run_case(
 ) -> list[Row]:
     """Check every peer of a case, then time those that passed, each once a round."""
     rows: list[Row] = []
-    calls: list[tuple[Row, Peer, Callable[[], Any], int]] = []
+    calls: list[tuple[Row, Peer, Callable[[], Any], int, bool]] = []
     for peer in case.peers:
         if peers and peer.name.split()[0] not in peers and peer.name not in peers:
             continue
@@ -160,17 +160,17 @@ def run_case(
         first = row.pop("first", 0.0)
         if call is not None:
             row["rounds"] = min(rounds, 3) if first > LONG_SECONDS else rounds
-            row["values"]["is_warmed"] = first < WARM_SECONDS
-            calls.append((row, peer, call, 1 if first > 0.1 else _repeats(call)))
+            repeats = 1 if first > 0.1 else _repeats(call)
+            calls.append((row, peer, call, repeats, first < WARM_SECONDS))
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(max((row["rounds"] for row, *_ in calls), default=0)):
         # Each round starts with another peer: nobody always follows the same one.
         for place in range(len(calls)):
             index = (place + turn) % len(calls)
-            row, _, call, repeats = calls[index]
+            row, _, call, repeats, is_warmed = calls[index]
             if turn < row["rounds"]:
                 time.sleep(IDLE_SECONDS)
-                if row["values"]["is_warmed"]:
+                if is_warmed:
                     call()
                 times[index].append(_seconds_per_call(call, repeats))
     for (row, peer, *_), measured in zip(calls, times, strict=True):

@@ -113,8 +113,8 @@ std::size_t component_scatter_scratch(std::int64_t depth) {
 
 // Writes y_j - center, rounded to T, and returns its squared length.
 template <class T>
-double centre_row(matrix_view<const T> y, std::int64_t j, std::int64_t depth, const double* center,
-                  T* out) {
+SUBQUAD_INLINE double centre_row(matrix_view<const T> y, std::int64_t j, std::int64_t depth,
+                                 const double* center, T* out) {
   const T* row = y.data + j * y.row_stride;
   const std::int64_t stride = y.column_stride;
   double square = 0;
@@ -135,6 +135,16 @@ double centre_row(matrix_view<const T> y, std::int64_t j, std::int64_t depth, co
   return square;
 }
 
+// Rows of one component lie apart, which hides them from the hardware's prefetcher.
+constexpr std::int64_t kAhead = 8;
+
+template <class T>
+SUBQUAD_INLINE void prefetch_row(matrix_view<const T> y, std::int64_t j, std::int64_t depth) {
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  if (y.column_stride != 1) return;
+  for (std::int64_t k = 0; k < depth; k += kLine) __builtin_prefetch(&y(j, k));
+}
+
 template <class T>
 void component_scatter(const component_scatter_task<T>& task) {
   constexpr int kColumns = kTileColumns<T>;
@@ -150,6 +160,9 @@ void component_scatter(const component_scatter_task<T>& task) {
     const std::int64_t count = smaller(kScatterBlock, task.n - first);
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t j = task.rows ? task.rows[first + i] : first + i;
+      if (task.rows && first + i + kAhead < task.n) {
+        prefetch_row<T>(task.y, task.rows[first + i + kAhead], depth);
+      }
       T* row = centred + i * length;
       const double square = centre_row<T>(task.y, j, depth, task.center, row);
       const T weight = task.weights ? task.weights[j] : T(1);
@@ -175,8 +188,11 @@ void component_scatter(const component_scatter_task<T>& task) {
           store(values, acc[r][0]);
           store(values + lanes<T>, acc[r][1]);
           double* to = task.scatter + (i + r) * depth + j;
-          const std::int64_t width = smaller<std::int64_t>(kColumns, depth - j);
-          for (std::int64_t c = 0; c < width; ++c) to[c] += static_cast<double>(values[c]);
+          if (j + kColumns <= depth) {
+            for (int c = 0; c < kColumns; ++c) to[c] += static_cast<double>(values[c]);
+          } else {
+            for (std::int64_t c = 0; c < depth - j; ++c) to[c] += static_cast<double>(values[c]);
+          }
         }
       }
     }

@@ -1,0 +1,135 @@
+"""Write the tables of measured results from the JSON that the benchmarks stored.
+
+``benchmarks/results/*.json`` -> ``docs/_generated/performance.md``, and between the
+markers of ``README.md``. With ``--check``, say whether they are what the JSON makes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "_generated" / "performance.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in the unit that suits them."""
+    if seconds is None:
+        return "–"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def size(count: Any) -> str:
+    """Return bytes in MiB."""
+    return f"{count / 2**20:.0f} MiB" if isinstance(count, float) else "–"
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """Return what the timings depend on."""
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, x86-64-"
+        f"{machine['isa']}, {machine['blas']}, Python {machine['python']}, {versions}"
+    )
+
+
+def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows that were timed."""
+    return [row for row in document["rows"] if row["status"] == "ok"]
+
+
+def page(documents: list[dict[str, Any]]) -> str:
+    """Return every row, by operation."""
+    lines = []
+    for document in documents:
+        for operation in dict.fromkeys(row["op"] for row in document["rows"]):
+            lines += [f"**{operation}**", "", machine_line(document["machine"]), ""]
+            lines += [
+                "| case | | median | limit | of limit | × ours | error | memory |",
+                "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            ]
+            for row in rows_of(document):
+                if row["op"] != operation:
+                    continue
+                ratio, ours = row["ratio_to_limit"], row.get("ratio_to_subquad")
+                lines.append(
+                    f"| {row['case']} | {row['peer']} | {duration(row['median'])} "
+                    f"| {duration(row['limit'])} "
+                    f"| {'–' if ratio is None else format(ratio, '.2f')} "
+                    f"| {'–' if ours is None else format(ours, '.2f')} "
+                    f"| {'–' if row['error'] is None else format(row['error'], '.1e')} "
+                    f"| {size(row.get('extra_memory'))} |"
+                )
+            lines.append("")
+            summary = document["summaries"].get(operation)
+            if summary:
+                lines += ["```text", *summary, "```", ""]
+    return "\n".join(lines)
+
+
+def short(documents: list[dict[str, Any]]) -> str:
+    """Return one line a case: ours, the share of the limit, the ratio of each peer."""
+    lines = [
+        "| case | subquad | share of the limit | peers take |",
+        "| --- | --- | --- | --- |",
+    ]
+    machine = ""
+    for document in documents:
+        rows = rows_of(document)
+        for key in dict.fromkeys((row["op"], row["case"]) for row in rows):
+            if key[0] not in {"log_normalizer", "log_normalizer_vjp", "gaussian"}:
+                continue
+            case = [row for row in rows if (row["op"], row["case"]) == key]
+            ours = next((row for row in case if row["peer"] == "subquad"), None)
+            if ours is None:
+                continue
+            machine = machine_line(document["machine"])
+            peers = ", ".join(
+                f"{row['peer']} {row['ratio_to_subquad']:.3g} ×"
+                for row in case
+                if row is not ours
+            )
+            share = ours["ratio_to_limit"]
+            lines.append(
+                f"| {key[0]}, {key[1]} | {duration(ours['median'])} "
+                f"| {'–' if share is None else format(1 / share, '.0%')} | {peers} |"
+            )
+    return "\n".join([*lines, "", f"Measured on {machine}."])
+
+
+def main() -> int:
+    """Write the tables, or compare them."""
+    paths = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    readme = README.read_text(encoding="utf-8")
+    head, _, rest = readme.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    wanted = {
+        PAGE: page(documents),
+        README: f"{head}{BEGIN}\n{short(documents)}\n{END}{tail}",
+    }
+    if "--check" in sys.argv[1:]:
+        stale = [
+            path
+            for path, text in wanted.items()
+            if not path.exists() or path.read_text(encoding="utf-8") != text
+        ]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what benchmarks/results makes")
+        return len(stale)
+    for path, text in wanted.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
