@@ -52,18 +52,14 @@ def estimate(
     return xp.astype(result, rows.dtype)
 
 
-def _estimates(
-    fitted: Fitted, rows: Array, dtype: str, own: Own | None
-) -> _Estimates:
+def _estimates(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> _Estimates:
     xp = _dispatch.namespace_of(rows)
     e = evaluation(fitted, dtype)
     terms = gaussian_terms(fitted, rows, dtype, own)
     wide = terms.mean.dtype
     shape = terms.mean.shape
     occupied = terms.weights > 0
-    scale = xp.where(
-        occupied, terms.rows / xp.where(occupied, terms.weights, 1.0), 0.0
-    )
+    scale = xp.where(occupied, terms.rows / xp.where(occupied, terms.weights, 1.0), 0.0)
     scale = xp.broadcast_to(scale, shape)
     backend = _dispatch.backend_for(x=rows)
     log_factor, log_error, third = backend.sample_residuals(
@@ -113,9 +109,7 @@ def _estimates(
     missed = xp.where(some, 1.0 - drawn / xp.where(some, terms.rows, 1.0), 0.0)
     missed = xp.sqrt(xp.where(missed < 0, 0.0, missed))
     present = (corrected_share > 0) & (missed > 0) & (log_error > -math.inf)
-    exponent = xp.where(
-        present, terms.log_terms - corrected[:, None] + log_error, 0.0
-    )
+    exponent = xp.where(present, terms.log_terms - corrected[:, None] + log_error, 0.0)
     errors = xp.where(present, xp.exp(exponent) * missed, 0.0)
     standard_error = xp.sqrt(xp.sum(errors * errors, axis=1))
     nothing = xp.zeros_like(gaussian)
@@ -150,9 +144,7 @@ def _with_complete(
     for component in range(len(complete)):
         column = log_terms[:, component]
         if complete[component]:
-            start, stop = (
-                int(offset) for offset in offsets[component : component + 2]
-            )
+            start, stop = (int(offset) for offset in offsets[component : component + 2])
             excluded = None
             if own is not None:
                 inside = (own.place >= start) & (own.place < stop)
@@ -163,8 +155,6 @@ def _with_complete(
                 e.sample_log_weights[start:stop],
                 excluded,
             )
-            column = (
-                xp.astype(exact, column.dtype) + terms.original_mean[:, component]
-            )
+            column = xp.astype(exact, column.dtype) + terms.original_mean[:, component]
         columns.append(column)
     return xp.stack(columns, axis=1)

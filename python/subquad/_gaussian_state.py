@@ -75,6 +75,7 @@ class Settings(NamedTuple):
 
     @property
     def sample_size(self) -> int:
+        """How many keys are drawn from all components together."""
         if self.control_samples == "auto":
             return _AUTO_SAMPLES
         return self.control_samples or _DIAGNOSTIC_SAMPLES
@@ -111,7 +112,8 @@ class Fitted:
 
     @property
     def n_features(self) -> int:
-        return self.statistics.means.shape[1]
+        """Number of features d."""
+        return int(self.statistics.means.shape[1])
 
     def cached(self, name: str, make: Callable[[], _T]) -> _T:
         """Return what `make` returned when the name was first asked for."""

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from . import _dispatch
+from . import _dispatch, _kmeans
 from ._estimators import require_finite
 from ._host import from_host, has_float64, to_host
 
@@ -211,7 +211,7 @@ class Statistics:
         """Return the scatter by weight; that of an empty component is 0."""
         shape = (-1, *(1,) * (self.scatter.ndim - 1))
         divisor = np.where(self.weights > 0, self.weights, 1.0)
-        return self.scatter / np.reshape(divisor, shape)
+        return cast(Float64, self.scatter / np.reshape(divisor, shape))
 
     def all_labels(self) -> npt.NDArray[Any]:
         """Return the component of every key."""
@@ -230,6 +230,7 @@ class Statistics:
 
     @property
     def has_key_weights(self) -> bool:
+        """Whether any batch had weights."""
         return any(part is not None for part in self.key_weights)
 
     def sample_offsets(self) -> Int64:

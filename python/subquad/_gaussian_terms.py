@@ -99,9 +99,7 @@ def own_keys(fitted: Fitted, x: Array, self_index: Array, self_term: str) -> Own
     component = xp.where(is_key, xp.take(components, index), none)
     if log_weights is None:
         wide = xp.float64 if has_float64(x) else xp.float32
-        log_weight = xp.zeros(
-            index.shape, dtype=wide, device=_dispatch.device_of(x)
-        )
+        log_weight = xp.zeros(index.shape, dtype=wide, device=_dispatch.device_of(x))
     else:
         log_weight = xp.take(log_weights, index)
     place = xp.searchsorted(positions, index)
@@ -150,9 +148,7 @@ def gaussian_terms(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> 
     wide = xp.float64 if has_float64(rows) else xp.float32
     mean, variance = xp.astype(mean, wide), xp.astype(variance, wide)
     weights = from_host(fitted.statistics.weights, rows, wide)[None, :]
-    n_keys = from_host(fitted.statistics.rows.astype(np.float64), rows, wide)[
-        None, :
-    ]
+    n_keys = from_host(fitted.statistics.rows.astype(np.float64), rows, wide)[None, :]
     occupied = weights > 0
     log_weights = xp.where(
         occupied, xp.log(xp.where(occupied, weights, 1.0)), -math.inf

@@ -799,9 +799,9 @@ def _merge_statistics(sample_size: int, *parts: Any) -> Any:
 
 
 def map_rows(
-    estimator: Any, method: str, x: Array, self_index: Array | None, self_term: str
+    function: Callable[..., Any], state: Any, x: Array, self_index: Array | None
 ) -> Array:
-    """Return a method of a fitted estimator of every chunk of rows, shape (..., n)."""
+    """Return function(state, x, self_index) of every chunk of rows, shape (..., n)."""
     x = x.rechunk({x.ndim - 1: -1})
     batch = tuple(f"b{axis}" for axis in range(x.ndim - 2))
     inputs: list[tuple[Array | None, Index]] = [(x, (*batch, "n", "d"))]
@@ -810,26 +810,24 @@ def map_rows(
     aligned = _aligned(inputs)
     arguments = [part for a, index in aligned for part in (a, index)]
     return da.blockwise(
-        _evaluate_rows,
+        _map_block,
         (*batch, "n"),
         *arguments,
         concatenate=True,
         align_arrays=False,
         dtype=x.dtype,
         meta=np.empty((0,) * (x.ndim - 1), dtype=x.dtype),
-        estimator=dask.delayed(estimator, traverse=False),
-        method=method,
-        self_term=self_term,
+        function=function,
+        state=dask.delayed(state, traverse=False),
     )
 
 
-def _evaluate_rows(
+def _map_block(
     x: Array,
     self_index: Array | None = None,
     *,
-    estimator: Any,
-    method: str,
-    self_term: str,
+    function: Callable[..., Any],
+    state: Any,
 ) -> Array:
     with one_thread():
-        return getattr(estimator, method)(x, self_index=self_index, self_term=self_term)
+        return function(state, x, self_index)
