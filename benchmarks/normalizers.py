@@ -267,7 +267,7 @@ def log_normalizer_vjp(options: Options) -> Iterable[Case]:
 
 @dataclasses.dataclass(frozen=True)
 class _Closure:
-    """The learned arrays of a Gaussian normaliser, factors by eigendecomposition."""
+    """The learned arrays of a Gaussian normaliser: triangular factors, as it has."""
 
     log_counts: Any
     means: Any
@@ -281,10 +281,9 @@ class _Closure:
             rows = wide[labels == a]
             counts.append(len(rows))
             means.append(rows.mean(axis=0))
-            values, vectors = np.linalg.eigh(
-                np.cov(rows.T, bias=True).reshape(2 * y.shape[1:])
-            )
-            factors.append(vectors * np.sqrt(np.maximum(values, 0)))
+            centred = np.zeros((max(rows.shape), y.shape[1]))
+            centred[: len(rows)] = (rows - means[-1]) / np.sqrt(len(rows))
+            factors.append(np.linalg.qr(centred, mode="r").T)
         return cls(np.log(counts), np.array(means), np.array(factors))
 
     def cast(self, dtype: Any) -> tuple[Any, Any, Any]:
