@@ -328,15 +328,21 @@ def test_full_disk_is_known_at_once(tmp_path, monkeypatch):
 
 
 def test_file_size_limit(tmp_path):
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
     keys = save(tmp_path, rows(n=2000))
+    # Limits itself, for preexec_fn would fork, which some libraries warn of.
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "from subquad.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "subquad.cli", "normalizers", keys, "-o", "z.npy"],
+        [sys.executable, "-B", "-c", program, "normalizers", keys, "-o", "z.npy"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )
     assert done.returncode == 1, done.stderr
     assert "no room" in done.stderr

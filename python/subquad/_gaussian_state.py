@@ -136,8 +136,12 @@ class Fitted:
 
     def without_labels(self) -> Fitted:
         """Return the state without what is as long as the keys."""
+        # An empty batch still tells that keys had weights, which the bound asks for.
+        weighted = self.statistics.has_key_weights
+        key_weights: tuple[Any, ...] = (np.zeros(0),) if weighted else ()
         return replace(
-            self, statistics=replace(self.statistics, labels=(), key_weights=())
+            self,
+            statistics=replace(self.statistics, labels=(), key_weights=key_weights),
         )
 
     def on_host(self) -> Fitted:

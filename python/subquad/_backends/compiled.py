@@ -22,7 +22,7 @@ except ImportError as error:
     message = (
         "subquad._core, the compiled part of subquad, is missing or was built for "
         "another Python: reinstall subquad (python -m pip install --force-reinstall "
-        "subquad)"
+        f"subquad). The reason: {error}"
     )
     raise ImportError(message) from error
 
