@@ -208,15 +208,13 @@ struct parts_split {
 
 template <class T>
 struct vjp_layout {
-  T* responsibilities;  // [batch][k][n]
-  T* covariances;       // [batch][k][d][d]
-  double* counts;       // [batch][k][part]
-  double* sums;         // [batch][k][part][d]
-  double* scatters;     // [batch][k][part][d][d]
-  double* radii;        // [batch][k][part]
-  workspace_layout::slots scores;
-  workspace_layout::slots gradients;
-  workspace_layout::slots statistics;
+  T* responsibilities;            // [batch][k][n]
+  T* covariances;                 // [batch][k][d][d]
+  double* counts;                 // [batch][k][part]
+  double* sums;                   // [batch][k][part][d]
+  double* scatters;               // [batch][k][part][d][d]
+  double* radii;                  // [batch][k][part]
+  workspace_layout::slots slots;  // of every pass, one after the other
 
   vjp_layout(workspace_layout& workspace, const sizes& size) {
     const parts_split parts(size);
@@ -228,14 +226,11 @@ struct vjp_layout {
     sums = workspace.take<double>(components * parts.count * size.d);
     scatters = workspace.take<double>(components * parts.count * size.d * size.d);
     radii = workspace.take<double>(components * parts.count);
-    // One pass after the other on the same memory.
     const std::size_t bytes = std::max({functions<T>().scores_scratch(cut.rows, size.d, size.r),
                                         functions<T>().gradient_scratch(cut.rows, size.d),
                                         cluster_functions<T>().component_scatter_scratch(size.d)});
-    scores =
+    slots =
         workspace.take_slots(bytes, std::max(size.batch * cut.row_tasks, components * parts.count));
-    gradients = scores;
-    statistics = scores;
   }
 };
 
@@ -251,10 +246,10 @@ void vjp_as(const mixture& m, const array_view& grad, const array_view& log_z,
   workspace_layout pieces(workspace);
   const vjp_layout<T> layout(pieces, size);
   const auto& kernels = functions<T>();
-  const int threads = threads_for(2 * size.work(), layout.scores.count);
+  const int threads = threads_for(2 * size.work(), layout.slots.count);
 
   for_each_rows<T>(
-      m, layout.scores, [&](std::int64_t b, std::int64_t first, const gaussian_scores<T>& s) {
+      m, layout.slots, [&](std::int64_t b, std::int64_t first, const gaussian_scores<T>& s) {
         gaussian_responsibilities_task<T> task{};
         task.scores = s;
         task.log_counts = log_counts_of<T>(m, b);
@@ -288,7 +283,7 @@ void vjp_as(const mixture& m, const array_view& grad, const array_view& log_z,
       task.covariances = layout.covariances + b * k * d * d;
       task.responsibilities = {layout.responsibilities + b * k * n + first, n, 1};
       task.out = matrix_at<T>(*grad_x, m.shape.offset(*grad_x, 2, b)).from(first);
-      task.scratch = layout.gradients[slot];
+      task.scratch = layout.slots[slot];
       kernels.gradient(task);
     });
   }
@@ -316,7 +311,7 @@ void vjp_as(const mixture& m, const array_view& grad, const array_view& log_z,
                                          nullptr,
                                          layout.scatters + index * d * d,
                                          layout.radii + index,
-                                         layout.statistics[slot]};
+                                         layout.slots[slot]};
     if (grad_factors) {
       cluster_functions<T>().component_scatter(task);
     } else {
