@@ -5,6 +5,10 @@ include(CMakePackageConfigHelpers)
 set(subquad_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/subquad)
 
 install(TARGETS subquad EXPORT subquad_targets)
+if(TARGET subquad_cuda)
+  # Beside the library that loads it.
+  install(TARGETS subquad_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/cpp/include/subquad
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
 )

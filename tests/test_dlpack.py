@@ -19,12 +19,12 @@ def log_normalizer(x, y, out=None, **arrays):
     n, d = x.shape
     m = y.shape[0]
     out = np.empty(n, np.float64) if out is None else out
-    workspace = np.empty(_core.log_normalizer_workspace(1, n, m, d, 8), np.uint8)
+    workspace = np.empty(_core.log_normalizer_workspace(1, n, m, d, 8, 0), np.uint8)
     workspace = arrays.pop("workspace", workspace)
     log_weights = arrays.pop("log_weights", None)
     excluded = arrays.pop("excluded", None)
     assert not arrays
-    _core.log_normalizer(x, y, log_weights, excluded, out, workspace)
+    _core.log_normalizer(x, y, log_weights, excluded, out, workspace, 0)
     return out
 
 
@@ -131,7 +131,7 @@ def test_layout(name, structure):
 
 # ---- a producer that exports what it is told ----------------------------------------
 
-CPU, CUDA, CUDA_HOST = 1, 2, 3
+CPU, CUDA_HOST, ROCM = 1, 3, 10
 READ_ONLY = 1
 
 new_capsule = ctypes.pythonapi.PyCapsule_New
@@ -231,9 +231,10 @@ def test_pinned_memory_is_memory_of_the_cpu():
 @pytest.mark.parametrize(
     "told, error, message",
     [
-        ({"device": CUDA}, TypeError, "^x: .*memory of the CPU.*device type 2"),
-        ({"dtype": (2, 16, 1)}, TypeError, "^x: .*type code 2 of 16 bits"),
-        ({"dtype": (4, 16, 1)}, TypeError, "^x: .*type code 4 of 16 bits"),
+        ({"device": ROCM}, TypeError, "^x: .*CPU or on CUDA.*device type 10"),
+        ({"dtype": (2, 16, 1)}, TypeError, "^x: .*float32 or float64, got float16"),
+        ({"dtype": (4, 16, 1)}, TypeError, "^x: .*float32 or float64, got bfloat16"),
+        ({"dtype": (4, 32, 1)}, TypeError, "^x: .*type code 4 of 32 bits"),
         ({"dtype": (5, 64, 1)}, TypeError, "^x: .*type code 5 of 64 bits"),
         ({"dtype": (2, 32, 2)}, TypeError, "^x: .* 2 lanes"),
         ({"major": 2}, TypeError, "^x: .*major version 1, got 2"),
@@ -249,7 +250,7 @@ def test_rejects_and_gives_back(told, error, message):
 
 
 def test_first_arguments_go_back_when_a_later_one_is_wrong():
-    first, second = Producer(np.zeros((5, 3))), Producer(np.zeros((5, 3)), device=CUDA)
+    first, second = Producer(np.zeros((5, 3))), Producer(np.zeros((5, 3)), device=ROCM)
     with pytest.raises(TypeError, match=r"^y: "):
         log_normalizer(first, second)
     assert (first.deleted, second.deleted) == (1, 1)

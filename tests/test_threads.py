@@ -18,9 +18,9 @@ def log_normalizer(x, y, log_weights=None, excluded=None):
     n, d = x.shape
     m = y.shape[0]
     out = np.empty(n, x.dtype)
-    size = _core.log_normalizer_workspace(1, n, m, d, x.itemsize)
+    size = _core.log_normalizer_workspace(1, n, m, d, x.itemsize, 0)
     workspace = np.empty(size, np.uint8)
-    _core.log_normalizer(x, y, log_weights, excluded, out, workspace)
+    _core.log_normalizer(x, y, log_weights, excluded, out, workspace, 0)
     return out
 
 

@@ -28,6 +28,10 @@ inline const char* dtype_name(dtype type) {
       return "int64";
     case dtype::uint8:
       return "uint8";
+    case dtype::float16:
+      return "float16";
+    case dtype::bfloat16:
+      return "bfloat16";
   }
   return "unknown";
 }
@@ -77,14 +81,21 @@ class batch_shape {
     return count;
   }
 
+  std::int32_t rank() const { return rank_; }
+
+  // Dimension i from the end, and the elements of `array` between neighbours along it.
+  std::int64_t length(std::int32_t i) const { return lengths_[i]; }
+  std::int64_t stride(const array_view& array, std::int32_t core, std::int32_t i) const {
+    const std::int32_t axis = array.ndim - core - 1 - i;
+    return axis >= 0 && array.shape[axis] != 1 ? array.strides[axis] : 0;
+  }
+
   // Elements from the start of `array` to its part for batch `index` (C order).
   std::int64_t offset(const array_view& array, std::int32_t core, std::int64_t index) const {
     std::int64_t offset = 0;
     for (std::int32_t i = 0; i < rank_ && index > 0; ++i) {
-      const std::int64_t position = index % lengths_[i];
+      offset += index % lengths_[i] * stride(array, core, i);
       index /= lengths_[i];
-      const std::int32_t axis = array.ndim - core - 1 - i;
-      if (axis >= 0 && array.shape[axis] != 1) offset += position * array.strides[axis];
     }
     return offset;
   }
@@ -125,6 +136,19 @@ inline void require_length(const array_view& array, std::int32_t position, std::
 inline void require_dtype(const array_view& array, dtype type, const char* name) {
   if (array.type != type) {
     throw type_error(std::string(name) + ": expected " + dtype_name(type) + ", got " +
+                     dtype_name(array.type));
+  }
+}
+
+// What elements of this type are added and exponentiated in.
+inline dtype arithmetic_type(dtype type) { return type == dtype::float64 ? type : dtype::float32; }
+
+// 16-bit types come on CUDA only: array_check.hpp.
+inline void require_floating(const array_view& array, const char* name) {
+  if (array.type != dtype::float32 && array.type != dtype::float64 &&
+      array.type != dtype::float16 && array.type != dtype::bfloat16) {
+    throw type_error(std::string(name) +
+                     ": expected float32, float64, float16 or bfloat16, got " +
                      dtype_name(array.type));
   }
 }

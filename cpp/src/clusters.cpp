@@ -1,4 +1,5 @@
 #include "arguments.hpp"
+#include "clusters_checks.hpp"
 #include "isa.hpp"
 #include "kernels/clusters_kernels.hpp"
 #include "normalizers_core.hpp"
@@ -25,26 +26,9 @@ double work_of(std::int64_t n, std::int64_t k, std::int64_t d) {
   return static_cast<double>(n) * static_cast<double>(k) * static_cast<double>(d);
 }
 
-void require_contiguous(const array_view& array, const char* name) {
-  std::int64_t stride = 1;
-  for (std::int32_t axis = array.ndim - 1; axis >= 0; --axis) {
-    if (array.shape[axis] > 1 && array.strides[axis] != stride) {
-      throw invalid_argument(std::string(name) + ": expected a C-contiguous array");
-    }
-    stride *= array.shape[axis];
-  }
-}
-
-void require_double(const array_view& array, const char* name) {
-  require_dtype(array, dtype::float64, name);
-  require_contiguous(array, name);
-}
-
-void check_labels(const array_view& labels, std::int64_t n, std::int64_t k) {
-  require_dtype(labels, dtype::int64, "labels");
-  require_shape(labels, "labels", "(n,)", {n});
+void check_label_values(const array_view& labels, std::int64_t k) {
   const auto values = vector_at<const std::int64_t>(labels, 0);
-  for (std::int64_t j = 0; j < n; ++j) {
+  for (std::int64_t j = 0; j < labels.shape[0]; ++j) {
     if (values[j] < 0 || values[j] >= k) {
       throw invalid_argument("labels: expected values in [0, " + std::to_string(k) + "), got " +
                              std::to_string(values[j]) + " at " + std::to_string(j));
@@ -242,21 +226,7 @@ std::size_t nearest_centroids_workspace(std::int64_t n, std::int64_t k, std::int
 void nearest_centroids(const array_view& x, const array_view& centroids, const array_view& offsets,
                        const array_view& labels, const array_view& score,
                        const array_view& workspace) {
-  require_real(x, "x");
-  require_dtype(centroids, x.type, "centroids");
-  require_dtype(offsets, x.type, "offsets");
-  require_dtype(labels, dtype::int64, "labels");
-  require_dtype(score, x.type, "score");
-  if (x.ndim != 2) {
-    throw invalid_argument("x: expected shape (n, d), got " + shape_text(x.shape, x.ndim));
-  }
-  if (centroids.ndim != 2 || centroids.shape[1] != x.shape[1] || centroids.shape[0] < 1) {
-    throw invalid_argument("centroids: expected shape (k, " + std::to_string(x.shape[1]) +
-                           ") with k >= 1, got " + shape_text(centroids.shape, centroids.ndim));
-  }
-  require_shape(offsets, "offsets", "(k,)", {centroids.shape[0]});
-  require_shape(labels, "labels", "(n,)", {x.shape[0]});
-  require_shape(score, "score", "(n,)", {x.shape[0]});
+  check_nearest_centroids(x, centroids, offsets, labels, score);
   if (x.shape[0] == 0) return;
   (x.type == dtype::float32
        ? nearest_centroids_as<float>
@@ -269,32 +239,10 @@ std::size_t component_sums_workspace(std::int64_t n, std::int64_t k, std::int64_
   return workspace.size();
 }
 
-namespace {
-
-void check_keys(const array_view& y, const array_view* weights) {
-  require_real(y, "y");
-  if (y.ndim != 2) {
-    throw invalid_argument("y: expected shape (n, d), got " + shape_text(y.shape, y.ndim));
-  }
-  if (weights) {
-    require_dtype(*weights, y.type, "weights");
-    require_shape(*weights, "weights", "(n,)", {y.shape[0]});
-  }
-}
-
-}  // namespace
-
 void component_sums(const array_view& y, const array_view& labels, const array_view* weights,
                     const array_view& counts, const array_view& sums, const array_view& workspace) {
-  check_keys(y, weights);
-  require_double(counts, "counts");
-  require_double(sums, "sums");
-  if (counts.ndim != 1) {
-    throw invalid_argument("counts: expected shape (k,), got " +
-                           shape_text(counts.shape, counts.ndim));
-  }
-  require_shape(sums, "sums", "(k, d)", {counts.shape[0], y.shape[1]});
-  check_labels(labels, y.shape[0], counts.shape[0]);
+  check_component_sums(y, labels, weights, counts, sums);
+  check_label_values(labels, counts.shape[0]);
   (y.type == dtype::float32
        ? component_sums_as<float>
        : component_sums_as<double>)(y, labels, weights, counts, sums, workspace);
@@ -314,23 +262,8 @@ std::size_t component_scatter_workspace(std::int64_t n, std::int64_t k, std::int
 void component_scatter(const array_view& y, const array_view& labels, const array_view* weights,
                        const array_view& means, const array_view& scatter, const array_view& radii,
                        const array_view& workspace) {
-  check_keys(y, weights);
-  const std::int64_t d = y.shape[1];
-  require_double(means, "means");
-  require_double(scatter, "scatter");
-  require_double(radii, "radii");
-  if (means.ndim != 2 || means.shape[1] != d) {
-    throw invalid_argument("means: expected shape (k, " + std::to_string(d) + "), got " +
-                           shape_text(means.shape, means.ndim));
-  }
-  const std::int64_t k = means.shape[0];
-  if (scatter.ndim == 2) {
-    require_shape(scatter, "scatter", "(k, d)", {k, d});
-  } else {
-    require_shape(scatter, "scatter", "(k, d, d)", {k, d, d});
-  }
-  require_shape(radii, "radii", "(k,)", {k});
-  check_labels(labels, y.shape[0], k);
+  check_component_scatter(y, labels, weights, means, scatter, radii);
+  check_label_values(labels, means.shape[0]);
   (y.type == dtype::float32
        ? component_scatter_as<float>
        : component_scatter_as<double>)(y, labels, weights, means, scatter, radii, workspace);

@@ -1,10 +1,12 @@
 #include <limits>
 
 #include "arguments.hpp"
+#include "gaussian_normalizers_checks.hpp"
 #include "isa.hpp"
 #include "kernels/clusters_kernels.hpp"
 #include "kernels/gaussian_normalizers_kernels.hpp"
 #include "normalizers_core.hpp"
+#include "sample_residuals_checks.hpp"
 
 SUBQUAD_DEFINE_KERNEL_TABLE(gaussian_normalizers)
 SUBQUAD_DEFINE_KERNEL_TABLE(clusters)
@@ -48,72 +50,10 @@ struct row_split {
   }
 };
 
-struct sizes {
-  std::int64_t batch;
-  std::int64_t n;
-  std::int64_t k;
-  std::int64_t d;
-  std::int64_t r;
-
-  double work() const {
-    return static_cast<double>(batch) * static_cast<double>(n) * static_cast<double>(k) *
-           static_cast<double>(d) * static_cast<double>(r + 2);
-  }
-};
-
-struct mixture {
-  const array_view& x;
-  const array_view* log_counts;
-  const array_view& means;
-  const array_view& factors;
-  const array_view* diagonal;
-  batch_shape shape{};
-  sizes size{};
-};
-
-// Checks the arrays that every function takes.
-mixture check_mixture(const array_view& x, const array_view* log_counts, const array_view& means,
-                      const array_view& factors, const array_view* diagonal) {
-  mixture found{x, log_counts, means, factors, diagonal};
-  require_real(x, "x");
-  require_rank(x, 2, "x", "(..., n, d)");
-  require_dtype(means, x.type, "means");
-  require_rank(means, 2, "means", "(..., k, d)");
-  require_dtype(factors, x.type, "factors");
-  require_rank(factors, 3, "factors", "(..., k, d, r)");
-  const std::int64_t d = length_from_end(x, 1);
-  const std::int64_t k = length_from_end(means, 2);
-  require_length(means, 1, d, "means", "(..., k, d)");
-  require_length(factors, 3, k, "factors", "(..., k, d, r)");
-  require_length(factors, 2, d, "factors", "(..., k, d, r)");
-  found.shape.include(x, 2, "x");
-  found.shape.include(means, 2, "means");
-  found.shape.include(factors, 3, "factors");
-  if (log_counts) {
-    require_dtype(*log_counts, x.type, "log_counts");
-    require_rank(*log_counts, 1, "log_counts", "(..., k)");
-    require_length(*log_counts, 1, k, "log_counts", "(..., k)");
-    found.shape.include(*log_counts, 1, "log_counts");
-  }
-  if (diagonal) {
-    require_dtype(*diagonal, x.type, "diagonal");
-    require_rank(*diagonal, 2, "diagonal", "(..., k, d)");
-    require_length(*diagonal, 2, k, "diagonal", "(..., k, d)");
-    require_length(*diagonal, 1, d, "diagonal", "(..., k, d)");
-    found.shape.include(*diagonal, 2, "diagonal");
-  }
-  found.size = {found.shape.count(), length_from_end(x, 2), k, d, length_from_end(factors, 1)};
-  return found;
-}
-
-void check_output(const mixture& m, const array_view& array, std::int32_t core, const char* name,
-                  const char* expected, std::initializer_list<std::int64_t> lengths) {
-  require_dtype(array, m.x.type, name);
-  require_rank(array, core, name, expected);
-  std::int32_t position = core;
-  for (const std::int64_t length : lengths)
-    require_length(array, position--, length, name, expected);
-  m.shape.require(array, core, name);
+double work_of(const mixture_sizes& size) {
+  return static_cast<double>(size.batch) * static_cast<double>(size.n) *
+         static_cast<double>(size.k) * static_cast<double>(size.d) *
+         static_cast<double>(size.r + 2);
 }
 
 template <class T>
@@ -138,7 +78,7 @@ vector_view<const T> log_counts_of(const mixture& m, std::int64_t b) {
 }
 
 template <class T>
-workspace_layout::slots scores_slots(workspace_layout& workspace, const sizes& size) {
+workspace_layout::slots scores_slots(workspace_layout& workspace, const mixture_sizes& size) {
   const row_split cut(size.batch, size.n);
   return workspace.take_slots(functions<T>().scores_scratch(cut.rows, size.d, size.r),
                               size.batch * cut.row_tasks);
@@ -148,7 +88,7 @@ workspace_layout::slots scores_slots(workspace_layout& workspace, const sizes& s
 template <class T, class F>
 void for_each_rows(const mixture& m, const workspace_layout::slots& slots, F&& body) {
   const row_split cut(m.size.batch, m.size.n);
-  parallel_for(m.size.batch * cut.row_tasks, threads_for(m.size.work(), slots.count),
+  parallel_for(m.size.batch * cut.row_tasks, threads_for(work_of(m.size), slots.count),
                [&](std::int64_t index, int slot) {
                  const std::int64_t b = index / cut.row_tasks;
                  const std::int64_t first = index % cut.row_tasks * cut.rows;
@@ -199,7 +139,7 @@ struct parts_split {
   std::int64_t rows;
   std::int64_t count;
 
-  explicit parts_split(const sizes& size) {
+  explicit parts_split(const mixture_sizes& size) {
     count = divide_up(16, std::max<std::int64_t>(1, size.batch * size.k));
     count = std::max<std::int64_t>(1, std::min(count, size.n / 2048));
     rows = std::max<std::int64_t>(1, divide_up(size.n, count));
@@ -216,7 +156,7 @@ struct vjp_layout {
   double* radii;                  // [batch][k][part]
   workspace_layout::slots slots;  // of every pass, one after the other
 
-  vjp_layout(workspace_layout& workspace, const sizes& size) {
+  vjp_layout(workspace_layout& workspace, const mixture_sizes& size) {
     const parts_split parts(size);
     const row_split cut(size.batch, size.n);
     const std::int64_t components = size.batch * size.k;
@@ -239,14 +179,14 @@ void vjp_as(const mixture& m, const array_view& grad, const array_view& log_z,
             const array_view* grad_x, const array_view* grad_log_counts,
             const array_view* grad_means, const array_view* grad_factors,
             const array_view* grad_diagonal, const array_view& workspace) {
-  const sizes& size = m.size;
+  const mixture_sizes& size = m.size;
   const std::int64_t n = size.n;
   const std::int64_t k = size.k;
   const std::int64_t d = size.d;
   workspace_layout pieces(workspace);
   const vjp_layout<T> layout(pieces, size);
   const auto& kernels = functions<T>();
-  const int threads = threads_for(2 * size.work(), layout.slots.count);
+  const int threads = threads_for(2 * work_of(size), layout.slots.count);
 
   for_each_rows<T>(
       m, layout.slots, [&](std::int64_t b, std::int64_t first, const gaussian_scores<T>& s) {
@@ -371,7 +311,7 @@ std::size_t gaussian_log_normalizer_workspace(std::int64_t batch, std::int64_t n
                                               std::int64_t d, std::int64_t r,
                                               std::int64_t itemsize) {
   workspace_layout workspace;
-  const sizes size{batch, n, k, d, r};
+  const mixture_sizes size{batch, n, k, d, r};
   (itemsize == 4 ? scores_slots<float> : scores_slots<double>)(workspace, size);
   return workspace.size();
 }
@@ -381,19 +321,8 @@ void gaussian_log_normalizer(const array_view& x, const array_view& log_counts,
                              const array_view* diagonal, const array_view* own_component,
                              const array_view* own_log_weight, bool include_own,
                              const array_view& out, const array_view& workspace) {
-  const mixture m = check_mixture(x, &log_counts, means, factors, diagonal);
-  check_output(m, out, 1, "out", "(..., n)", {m.size.n});
-  if ((own_component == nullptr) != (own_log_weight == nullptr)) {
-    throw invalid_argument("own_log_weight: expected with own_component and only then");
-  }
-  if (own_component) {
-    require_dtype(*own_component, dtype::int64, "own_component");
-    require_rank(*own_component, 1, "own_component", "(n,)");
-    require_length(*own_component, 1, m.size.n, "own_component", "(n,)");
-    require_dtype(*own_log_weight, x.type, "own_log_weight");
-    require_rank(*own_log_weight, 1, "own_log_weight", "(n,)");
-    require_length(*own_log_weight, 1, m.size.n, "own_log_weight", "(n,)");
-  }
+  const mixture m = check_gaussian_log_normalizer(x, log_counts, means, factors, diagonal,
+                                                  own_component, own_log_weight, out);
   if (m.size.batch * m.size.n == 0) return;
   (x.type == dtype::float32
        ? log_normalizer_as<float>
@@ -408,9 +337,7 @@ std::size_t gaussian_score_moments_workspace(std::int64_t n, std::int64_t k, std
 void gaussian_score_moments(const array_view& x, const array_view& means, const array_view& factors,
                             const array_view* diagonal, const array_view& mean,
                             const array_view& variance, const array_view& workspace) {
-  const mixture m = check_mixture(x, nullptr, means, factors, diagonal);
-  check_output(m, mean, 2, "mean", "(..., n, k)", {m.size.n, m.size.k});
-  check_output(m, variance, 2, "variance", "(..., n, k)", {m.size.n, m.size.k});
+  const mixture m = check_gaussian_score_moments(x, means, factors, diagonal, mean, variance);
   if (m.size.batch * m.size.n == 0) return;
   (x.type == dtype::float32 ? score_moments_as<float> : score_moments_as<double>)(m, mean, variance,
                                                                                   workspace);
@@ -420,7 +347,7 @@ std::size_t gaussian_log_normalizer_vjp_workspace(std::int64_t batch, std::int64
                                                   std::int64_t k, std::int64_t d, std::int64_t r,
                                                   std::int64_t itemsize) {
   workspace_layout workspace;
-  const sizes size{batch, n, k, d, r};
+  const mixture_sizes size{batch, n, k, d, r};
   if (itemsize == 4) {
     vjp_layout<float>(workspace, size);
   } else {
@@ -436,25 +363,10 @@ void gaussian_log_normalizer_vjp(const array_view& grad, const array_view& x,
                                  const array_view* grad_log_counts, const array_view* grad_means,
                                  const array_view* grad_factors, const array_view* grad_diagonal,
                                  const array_view& workspace) {
-  const mixture m = check_mixture(x, &log_counts, means, factors, diagonal);
-  const sizes& size = m.size;
-  const auto check_rows = [&](const array_view& array, const char* name) {
-    check_output(m, array, 1, name, "(..., n)", {size.n});
-  };
-  check_rows(grad, "grad");
-  check_rows(log_z, "log_z");
-  if (grad_x) check_output(m, *grad_x, 2, "grad_x", "(..., n, d)", {size.n, size.d});
-  if (grad_log_counts) {
-    check_output(m, *grad_log_counts, 1, "grad_log_counts", "(..., k)", {size.k});
-  }
-  if (grad_means) check_output(m, *grad_means, 2, "grad_means", "(..., k, d)", {size.k, size.d});
-  if (grad_factors) {
-    check_output(m, *grad_factors, 3, "grad_factors", "(..., k, d, r)", {size.k, size.d, size.r});
-  }
-  if (grad_diagonal) {
-    check_output(m, *grad_diagonal, 2, "grad_diagonal", "(..., k, d)", {size.k, size.d});
-  }
-  if (size.batch == 0) return;
+  const mixture m = check_gaussian_log_normalizer_vjp(grad, x, log_counts, means, factors, diagonal,
+                                                      log_z, grad_x, grad_log_counts, grad_means,
+                                                      grad_factors, grad_diagonal);
+  if (m.size.batch == 0) return;
   (x.type == dtype::float32 ? vjp_as<float>
                             : vjp_as<double>)(m, grad, log_z, grad_x, grad_log_counts, grad_means,
                                               grad_factors, grad_diagonal, workspace);
@@ -511,29 +423,10 @@ void sample_residuals(const array_view& x, const array_view& deviations, const a
                       const array_view& scale, const array_view* shift, const array_view* excluded,
                       bool quadratic, const array_view& log_factor, const array_view& log_error,
                       const array_view& third, const array_view& workspace) {
-  require_real(x, "x");
-  const auto check = [&](const array_view& array, const char* name, const char* expected,
-                         std::initializer_list<std::int64_t> lengths) {
-    require_dtype(array, x.type, name);
-    require_shape(array, name, expected, lengths);
-  };
-  if (x.ndim != 2) {
-    throw invalid_argument("x: expected shape (n, d), got " + shape_text(x.shape, x.ndim));
-  }
-  if (deviations.ndim != 2) {
-    throw invalid_argument("deviations: expected shape (s, d), got " +
-                           shape_text(deviations.shape, deviations.ndim));
-  }
+  check_sample_residuals(x, deviations, weights, offsets, variance, scale, shift, excluded,
+                         log_factor, log_error, third);
   const std::int64_t n = x.shape[0];
-  const std::int64_t d = x.shape[1];
   const std::int64_t s = deviations.shape[0];
-  check(deviations, "deviations", "(s, d)", {s, d});
-  check(weights, "weights", "(s,)", {s});
-  require_dtype(offsets, dtype::int64, "offsets");
-  if (offsets.ndim != 1 || offsets.shape[0] < 1) {
-    throw invalid_argument("offsets: expected shape (k + 1,), got " +
-                           shape_text(offsets.shape, offsets.ndim));
-  }
   const std::int64_t k = offsets.shape[0] - 1;
   const auto starts = vector_at<const std::int64_t>(offsets, 0);
   std::int64_t largest = 0;
@@ -545,23 +438,13 @@ void sample_residuals(const array_view& x, const array_view& deviations, const a
     }
     largest = std::max(largest, starts[a + 1] - starts[a]);
   }
-  check(variance, "variance", "(n, k)", {n, k});
-  check(scale, "scale", "(n, k)", {n, k});
-  if (shift) check(*shift, "shift", "(n, k)", {n, k});
-  if (excluded) {
-    require_dtype(*excluded, dtype::int64, "excluded");
-    require_shape(*excluded, "excluded", "(n,)", {n});
-  }
-  check(log_factor, "log_factor", "(n, k)", {n, k});
-  check(log_error, "log_error", "(n, k)", {n, k});
-  check(third, "third", "(n, k)", {n, k});
   if (n == 0) return;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     sample_residuals_task<T> task{};
     task.x = matrix_at<const T>(x, 0);
     task.n = n;
-    task.depth = d;
+    task.depth = x.shape[1];
     task.k = k;
     task.deviations = matrix_at<const T>(deviations, 0);
     task.weights = vector_at<const T>(weights, 0);

@@ -6,6 +6,7 @@
 #include "arguments.hpp"
 #include "isa.hpp"
 #include "kernels/normalizers_kernels.hpp"
+#include "normalizers_checks.hpp"
 
 SUBQUAD_DEFINE_KERNEL_TABLE(normalizers)
 
@@ -169,31 +170,6 @@ void log_normalizer_as(const batch_shape& shape, const array_view& x, const arra
       }
     }
   });
-}
-
-// Checks what the forward and the reverse have in common and returns the broadcast batch.
-batch_shape check_exact(const array_view& x, const array_view& y, const array_view* log_weights,
-                        const array_view* excluded) {
-  require_real(x, "x");
-  require_dtype(y, x.type, "y");
-  require_rank(x, 2, "x", "(..., n, d)");
-  require_rank(y, 2, "y", "(..., m, d)");
-  require_length(y, 1, length_from_end(x, 1), "y", "(..., m, d)");
-  batch_shape shape;
-  shape.include(x, 2, "x");
-  shape.include(y, 2, "y");
-  if (log_weights) {
-    require_dtype(*log_weights, x.type, "log_weights");
-    require_rank(*log_weights, 1, "log_weights", "(..., m)");
-    require_length(*log_weights, 1, length_from_end(y, 2), "log_weights", "(..., m)");
-    shape.include(*log_weights, 1, "log_weights");
-  }
-  if (excluded) {
-    require_dtype(*excluded, dtype::int64, "excluded");
-    require_rank(*excluded, 1, "excluded", "(n,)");
-    require_length(*excluded, 1, length_from_end(x, 2), "excluded", "(n,)");
-  }
-  return shape;
 }
 
 // Parts of the output that column tasks write before they are added, kept below 2^22 elements.
@@ -390,11 +366,7 @@ std::size_t log_normalizer_workspace(std::int64_t batch, std::int64_t n, std::in
 void log_normalizer(const array_view& x, const array_view& y, const array_view* log_weights,
                     const array_view* excluded, const array_view& out,
                     const array_view& workspace) {
-  const batch_shape shape = check_exact(x, y, log_weights, excluded);
-  require_dtype(out, x.type, "out");
-  require_rank(out, 1, "out", "(..., n)");
-  require_length(out, 1, length_from_end(x, 2), "out", "(..., n)");
-  shape.require(out, 1, "out");
+  const batch_shape shape = check_log_normalizer(x, y, log_weights, excluded, out);
   (x.type == dtype::float32
        ? log_normalizer_as<float>
        : log_normalizer_as<double>)(shape, x, y, log_weights, excluded, out, workspace);
@@ -424,34 +396,8 @@ void log_normalizer_vjp(const array_view& grad, const array_view& x, const array
                         const array_view* log_weights, const array_view* excluded,
                         const array_view& log_z, const array_view* grad_x, const array_view* grad_y,
                         const array_view* grad_log_weights, const array_view& workspace) {
-  batch_shape shape = check_exact(x, y, log_weights, excluded);
-  const std::int64_t n = length_from_end(x, 2);
-  const std::int64_t m = length_from_end(y, 2);
-  const std::int64_t d = length_from_end(x, 1);
-  const auto check_vector = [&](const array_view& array, std::int64_t length, const char* name,
-                                const char* expected) {
-    require_dtype(array, x.type, name);
-    require_rank(array, 1, name, expected);
-    require_length(array, 1, length, name, expected);
-  };
-  const auto check_matrix = [&](const array_view& array, std::int64_t length, const char* name,
-                                const char* expected) {
-    require_dtype(array, x.type, name);
-    require_rank(array, 2, name, expected);
-    require_length(array, 2, length, name, expected);
-    require_length(array, 1, d, name, expected);
-    shape.require(array, 2, name);
-  };
-  check_vector(grad, n, "grad", "(..., n)");
-  check_vector(log_z, n, "log_z", "(..., n)");
-  shape.include(grad, 1, "grad");
-  shape.include(log_z, 1, "log_z");
-  if (grad_x) check_matrix(*grad_x, n, "grad_x", "(..., n, d)");
-  if (grad_y) check_matrix(*grad_y, m, "grad_y", "(..., m, d)");
-  if (grad_log_weights) {
-    check_vector(*grad_log_weights, m, "grad_log_weights", "(..., m)");
-    shape.require(*grad_log_weights, 1, "grad_log_weights");
-  }
+  const batch_shape shape = check_log_normalizer_vjp(grad, x, y, log_weights, excluded, log_z,
+                                                     grad_x, grad_y, grad_log_weights);
   (x.type == dtype::float32 ? log_normalizer_vjp_as<float>
                             : log_normalizer_vjp_as<double>)(shape, grad, x, y, log_weights,
                                                              excluded, log_z, grad_x, grad_y,

@@ -1,6 +1,7 @@
 // The C ABI: statuses, messages, contexts, and the C++ functions that throw.
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -40,7 +41,7 @@ struct arguments {
   array<double> y{{5, 3}, 0.0};
   array<double> out{{4}, std::nan("")};
   array<std::uint8_t> workspace{
-      {static_cast<std::int64_t>(subquad_log_normalizer_workspace(1, 4, 5, 3, 8))}, 0};
+      {static_cast<std::int64_t>(subquad_log_normalizer_workspace(1, 4, 5, 3, 8, SUBQUAD_CPU))}, 0};
 };
 
 subquad_status call(const subquad::array_view& x, const arguments& a, subquad_error* error,
@@ -80,14 +81,21 @@ void expect(subquad_status status, const char* part, const subquad::array_view& 
 void refused_arguments() {
   const arguments a;
   subquad::array_view x = a.x.view();
-  x.device = subquad::device_type::cuda;
-  expect(SUBQUAD_TYPE_ERROR, "x: expected an array in memory of the CPU", x);
+  x.device = static_cast<subquad::device_type>(7);
+  expect(SUBQUAD_TYPE_ERROR,
+         "x: expected an array in memory of the CPU, got one on a device of unknown type 7", x);
 
   x = a.x.view();
   x.type = static_cast<subquad::dtype>(9);
   expect(SUBQUAD_TYPE_ERROR, "x: unknown dtype 9", x);
+  x.type = static_cast<subquad::dtype>(-1);
+  expect(SUBQUAD_TYPE_ERROR, "x: unknown dtype -1", x);
   x.type = subquad::dtype::int64;
   expect(SUBQUAD_TYPE_ERROR, "x", x);
+  x.type = subquad::dtype::float16;
+  expect(SUBQUAD_TYPE_ERROR, "x: expected float32 or float64, got float16, which only CUDA", x);
+  x.type = subquad::dtype::bfloat16;
+  expect(SUBQUAD_TYPE_ERROR, "x: expected float32 or float64, got bfloat16, which only CUDA", x);
 
   x = a.x.view();
   x.ndim = 33;
@@ -118,6 +126,75 @@ void refused_arguments() {
                                        as_c(workspace), nullptr,
                                        &error) == SUBQUAD_INVALID_ARGUMENT);
   SUBQUAD_CHECK(std::string(error.message) == "x: expected an array, got NULL");
+}
+
+// main() names a CUDA library that does not exist.
+void without_a_cuda_library() {
+  const arguments a;
+  subquad::array_view x = a.x.view();
+  x.device = subquad::device_type::cuda;
+  expect(SUBQUAD_TYPE_ERROR,
+         "x: this build of subquad has no CUDA library (/nowhere/libsubquad_cuda.so: no such file)",
+         x);
+  // An array in another place than the first is that array's fault.
+  subquad::array_view y = a.y.view();
+  y.device = subquad::device_type::cuda;
+  y.device_id = 1;
+  const auto host = a.x.view();
+  const auto out = a.out.view();
+  const auto workspace = a.workspace.view();
+  subquad_error error;
+  SUBQUAD_CHECK(subquad_log_normalizer(as_c(host), as_c(y), nullptr, nullptr, as_c(out),
+                                       as_c(workspace), nullptr, &error) == SUBQUAD_TYPE_ERROR);
+  SUBQUAD_CHECK(std::string(error.message) ==
+                "y: expected an array in memory of the CPU, where x is, got one on CUDA device 1");
+
+  SUBQUAD_CHECK(subquad_log_normalizer_workspace(1, 4, 5, 3, 8, SUBQUAD_CPU) > 0);
+  SUBQUAD_CHECK(subquad_log_normalizer_workspace(1, 4, 5, 3, 8, SUBQUAD_CUDA) == 0);
+  SUBQUAD_CHECK(subquad_log_normalizer_workspace(1, 4, 5, 3, 8, 7) == 0);
+
+  subquad_cuda_info info;
+  std::memset(&info, -1, sizeof(info));
+  SUBQUAD_CHECK(subquad_cuda_query(&info, &error) == SUBQUAD_SUCCESS);
+  SUBQUAD_CHECK(info.runtime_version == 0 && info.driver_version == 0 && info.device_count == 0);
+  SUBQUAD_CHECK(info.architectures[0] == '\0');
+  SUBQUAD_CHECK(std::string(info.problem).find("no CUDA library (/nowhere/") != std::string::npos);
+  SUBQUAD_CHECK(subquad_cuda_query(nullptr, &error) == SUBQUAD_INVALID_ARGUMENT);
+  SUBQUAD_CHECK(subquad_cuda_prepare(0, &error) == SUBQUAD_TYPE_ERROR);
+  SUBQUAD_CHECK(std::string(error.message).find("this build of subquad has no CUDA library") == 0);
+}
+
+// Every status becomes its own exception, which keeps the message.
+subquad_status reported(subquad_status status, subquad_error* error) {
+  std::strcpy(error->message, "the message");
+  return status;
+}
+
+void statuses_as_exceptions() {
+  using subquad::detail::call;
+  call(reported, SUBQUAD_SUCCESS);
+  const auto thrown = [](subquad_status status) {
+    try {
+      call(reported, status);
+    } catch (const subquad::invalid_argument&) {
+      return SUBQUAD_INVALID_ARGUMENT;
+    } catch (const subquad::type_error&) {
+      return SUBQUAD_TYPE_ERROR;
+    } catch (const subquad::device_error&) {
+      return SUBQUAD_DEVICE_ERROR;
+    } catch (const std::bad_alloc& e) {
+      SUBQUAD_CHECK(std::string(e.what()) == "the message");
+      return SUBQUAD_OUT_OF_MEMORY;
+    } catch (const subquad::error& e) {
+      SUBQUAD_CHECK(std::string(e.what()) == "the message");
+      return SUBQUAD_INTERNAL_ERROR;
+    }
+    return SUBQUAD_SUCCESS;
+  };
+  for (const auto status : {SUBQUAD_INVALID_ARGUMENT, SUBQUAD_TYPE_ERROR, SUBQUAD_OUT_OF_MEMORY,
+                            SUBQUAD_INTERNAL_ERROR, SUBQUAD_DEVICE_ERROR}) {
+    SUBQUAD_CHECK(thrown(status) == status);
+  }
 }
 
 void a_workspace_too_small() {
@@ -167,8 +244,11 @@ void runtime_functions() {
 }  // namespace
 
 int main() {
+  setenv("SUBQUAD_CUDA_LIBRARY", "/nowhere/libsubquad_cuda.so", 1);
   results_and_contexts();
   refused_arguments();
+  without_a_cuda_library();
+  statuses_as_exceptions();
   a_workspace_too_small();
   strides_of_views();
   runtime_functions();

@@ -163,7 +163,7 @@ def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(
     mode: Literal["stdout", "dicts"] = "stdout",
 ) -> dict[str, Any] | None:
-    """Print version, instruction sets, threads and the array libraries at hand.
+    """Print version, instruction sets, threads, CUDA and the array libraries at hand.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def show_config(
         "isa": core.get_isa(),
         "isa_levels": list(core.isa_levels()),
         "threads": core.get_num_threads(),
-        "cuda": None,
+        "cuda": dict(core.cuda_info()),
         "libraries": [
             name for name, module in _LIBRARIES.items() if _is_installed(module)
         ],
@@ -208,7 +208,7 @@ def show_config(
         "subquad": config["version"],
         "instruction set": f"{config['isa']} (of {', '.join(config['isa_levels'])})",
         "threads": config["threads"],
-        "CUDA": "not built",
+        "CUDA": _cuda_line(config["cuda"]),
         "libraries": ", ".join(config["libraries"]),
         "build": ", ".join(
             f"{key} {value}"
@@ -219,6 +219,27 @@ def show_config(
     for key, value in lines.items():
         print(f"{key:16} {value}")  # noqa: T201
     return None
+
+
+def _cuda_line(info: dict[str, Any]) -> str:
+    """Say in a line what there is of CUDA."""
+    parts = []
+    if info["runtime_version"]:
+        parts.append(f"built for {info['architectures']}")
+        parts.append(f"runtime {_cuda_version(info['runtime_version'])}")
+    if info["driver_version"]:
+        parts.append(f"driver {_cuda_version(info['driver_version'])}")
+    if info["problem"]:
+        parts.append(info["problem"])
+        parts.append("arrays on CUDA are computed without kernels")
+        return "; ".join(parts)
+    n_devices = info["device_count"]
+    parts.append(f"{n_devices} device{'' if n_devices == 1 else 's'}")
+    return ", ".join(parts)
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _is_installed(module: str) -> bool:

@@ -1,5 +1,5 @@
 """
-Compiled kernels: they fill arrays of the CPU, passed by DLPack.
+Compiled kernels: they fill arrays of the CPU and of CUDA, passed by DLPack.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ __all__: list[str] = [
     "component_scatter_workspace",
     "component_sums",
     "component_sums_workspace",
+    "cuda_info",
+    "cuda_prepare",
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_log_normalizer_vjp_workspace",
@@ -45,13 +47,15 @@ def component_scatter(
     scatter: typing.Any,
     radii: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def component_scatter_workspace(
     n: typing.SupportsInt | typing.SupportsIndex,
     k: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
-    diagonal: bool,
+    diagonal: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def component_sums(
     y: typing.Any,
@@ -60,13 +64,17 @@ def component_sums(
     counts: typing.Any,
     sums: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def component_sums_workspace(
     n: typing.SupportsInt | typing.SupportsIndex,
     k: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def cuda_info() -> dict[str, typing.Any]: ...
+def cuda_prepare(device_id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 def gaussian_log_normalizer(
     x: typing.Any,
     log_counts: typing.Any,
@@ -78,6 +86,7 @@ def gaussian_log_normalizer(
     include_own: bool,
     out: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def gaussian_log_normalizer_vjp(
     grad: typing.Any,
@@ -93,6 +102,7 @@ def gaussian_log_normalizer_vjp(
     grad_factors: typing.Any,
     grad_diagonal: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def gaussian_log_normalizer_vjp_workspace(
     batch: typing.SupportsInt | typing.SupportsIndex,
@@ -101,6 +111,7 @@ def gaussian_log_normalizer_vjp_workspace(
     d: typing.SupportsInt | typing.SupportsIndex,
     r: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def gaussian_log_normalizer_workspace(
     batch: typing.SupportsInt | typing.SupportsIndex,
@@ -109,6 +120,7 @@ def gaussian_log_normalizer_workspace(
     d: typing.SupportsInt | typing.SupportsIndex,
     r: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def gaussian_score_moments(
     x: typing.Any,
@@ -118,6 +130,7 @@ def gaussian_score_moments(
     mean: typing.Any,
     variance: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def gaussian_score_moments_workspace(
     n: typing.SupportsInt | typing.SupportsIndex,
@@ -125,6 +138,7 @@ def gaussian_score_moments_workspace(
     d: typing.SupportsInt | typing.SupportsIndex,
     r: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def get_isa() -> str: ...
 def get_num_threads() -> int: ...
@@ -136,6 +150,7 @@ def log_normalizer(
     excluded: typing.Any,
     out: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def log_normalizer_vjp(
     grad: typing.Any,
@@ -148,6 +163,7 @@ def log_normalizer_vjp(
     grad_y: typing.Any,
     grad_log_weights: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def log_normalizer_vjp_workspace(
     batch: typing.SupportsInt | typing.SupportsIndex,
@@ -155,6 +171,7 @@ def log_normalizer_vjp_workspace(
     m: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def log_normalizer_workspace(
     batch: typing.SupportsInt | typing.SupportsIndex,
@@ -162,6 +179,7 @@ def log_normalizer_workspace(
     m: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def measure_rate(
     name: str,
@@ -176,12 +194,14 @@ def nearest_centroids(
     labels: typing.Any,
     score: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def nearest_centroids_workspace(
     n: typing.SupportsInt | typing.SupportsIndex,
     k: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def sample_residuals(
     x: typing.Any,
@@ -197,13 +217,17 @@ def sample_residuals(
     log_error: typing.Any,
     third: typing.Any,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def sample_residuals_workspace(
     n: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
     largest: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def set_isa(level: str) -> None: ...
 def set_num_threads(n_threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 def vector_math(name: str, x: typing.Any, out: typing.Any) -> None: ...
+
+_c_functions: typing.Any

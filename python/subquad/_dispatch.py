@@ -2,8 +2,8 @@
 
 Every array type is looked up once; later calls pay for one dictionary look-up per
 array. A backend is anything with the primitives of `Backend`: the compiled kernels for
-NumPy, registered operators for torch, graph builders for Dask, and the array-API
-reference otherwise.
+NumPy and CuPy, registered operators for torch, graph builders for Dask, and the
+array-API reference otherwise.
 """
 
 from __future__ import annotations
@@ -22,12 +22,24 @@ Namespace: TypeAlias = Any
 Own: TypeAlias = tuple[Array, Array, bool]
 
 
+def _always(_: Array) -> bool:
+    return True
+
+
+def _never(_: Array) -> bool:
+    return False
+
+
 class Backend(Protocol):
     """The primitives that public functions are made of.
 
     Arguments are validated and of one library, device and floating type (float32 or
     float64); optional arrays may be None. Leading batch dimensions broadcast in the
     normalizers and their gradients; the other primitives take plain matrices.
+
+    Where a library keeps 16-bit types (`Library.keeps_half`), x and y of
+    `log_normalizer` and `log_normalizer_vjp` may be of one, beside float32 arrays;
+    results are float32 then.
     """
 
     def log_normalizer(
@@ -127,6 +139,8 @@ class Library:
         Whether the values of a given array may be looked at.
     has_int64 : bool
         Whether indices can be made 64-bit integers.
+    keeps_half : Callable
+        Whether the backend of a given array takes it in float16 or bfloat16.
     floats : dict
         Of each floating data type met, the name of the type it is computed in, and
         whether it is computed in as it is.
@@ -138,6 +152,7 @@ class Library:
     has_devices: bool
     is_eager: Callable[[Array], bool]
     has_int64: bool = True
+    keeps_half: Callable[[Array], bool] = _never
     floats: dict[Any, tuple[str, bool]] = field(default_factory=dict)
 
     @property
@@ -258,14 +273,6 @@ def _type_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _always(_: Array) -> bool:
-    return True
-
-
-def _never(_: Array) -> bool:
-    return False
-
-
 # Backends are loaded when they are first called: one may work where another does not.
 # The first call may be one that torch.compile traces: it follows import statements, and
 # can store in a table what stands in this module, but not a module met while tracing.
@@ -302,7 +309,17 @@ def _registered_or_reference(array: Array) -> Backend:
     place = array.device.type
     if place == "cpu" or place == "meta":
         return _BACKENDS.get("torch") or _load_registered()
+    if place == "cuda":
+        registered: Any = _BACKENDS.get("torch") or _load_registered()
+        if registered.takes(array):
+            return cast(Backend, registered)
     return _reference(array)
+
+
+def _registered_keep_half(array: Array) -> bool:
+    registered: Any = _BACKENDS.get("torch") or _load_registered()
+    kept: bool = registered.keeps_half(array)
+    return kept
 
 
 def _load_registered() -> Backend:
@@ -312,6 +329,23 @@ def _load_registered() -> Backend:
     if not registered.is_compiling():
         _BACKENDS["torch"] = backend
     return backend
+
+
+def _cupy_or_reference(array: Array) -> Backend:
+    cupy: Any = _BACKENDS.get("cupy") or _load_cupy()
+    return cast(Backend, cupy) if cupy.takes(array) else _reference(array)
+
+
+def _cupy_keeps_half(array: Array) -> bool:
+    cupy: Any = _BACKENDS.get("cupy") or _load_cupy()
+    kept: bool = cupy.takes(array)
+    return kept
+
+
+def _load_cupy() -> Backend:
+    from subquad._backends import cupy
+
+    return _BACKENDS.setdefault("cupy", cast(Backend, cupy))
 
 
 def _numpy_namespace() -> Namespace:
@@ -333,8 +367,31 @@ def _dask_namespace() -> Namespace:
 _NUMPY = Library("numpy", _numpy_namespace, _compiled, False, _always)
 # Wrapped, fake and traced tensors look like all others: the operators look at values
 # where these are real.
-_TORCH = Library("torch", _torch_namespace, _registered_or_reference, True, _never)
+_TORCH = Library(
+    "torch",
+    _torch_namespace,
+    _registered_or_reference,
+    True,
+    _never,
+    keeps_half=_registered_keep_half,
+)
 _DASK = Library("dask", _dask_namespace, _graphs, False, _never)
+
+
+def _primitives_or_reference(array: Array) -> Backend:
+    return _BACKENDS.get("jax") or _load_primitives(array)
+
+
+def _load_primitives(array: Array) -> Backend:
+    from subquad._backends import jax_targets
+
+    primitives = jax_targets.load()
+    backend = _reference(array) if primitives is None else primitives
+    return _BACKENDS.setdefault("jax", cast(Backend, backend))
+
+
+def _primitives_keep_half(array: Array) -> bool:
+    return _primitives_or_reference(array) is not _reference(array)
 
 
 def _other(name: str, array: Array) -> Library:
@@ -360,13 +417,22 @@ def _other(name: str, array: Array) -> Library:
         library = Library(
             "jax",
             lambda: xp,
-            _reference,
+            _primitives_or_reference,
             has_devices=False,
             is_eager=lambda array: not isinstance(array, Tracer),
             has_int64=False,
+            keeps_half=_primitives_keep_half,
+        )
+    elif array_api_compat.is_cupy_namespace(xp):
+        # The values of CuPy's arrays are known only once the device has finished.
+        library = Library(
+            library_name,
+            lambda: xp,
+            _cupy_or_reference,
+            True,
+            _never,
+            keeps_half=_cupy_keeps_half,
         )
     else:
-        # The values of CuPy's arrays are known only once the device has finished.
-        is_eager = _never if array_api_compat.is_cupy_namespace(xp) else _always
-        library = Library(library_name, lambda: xp, _reference, True, is_eager)
+        library = Library(library_name, lambda: xp, _reference, True, _always)
     return _OTHERS.setdefault(library_name, library)

@@ -13,7 +13,6 @@ from ._gaussian_estimates import estimate
 from ._gaussian_state import Fitted
 from ._gaussian_statistics import UNIT, Statistics
 from ._gaussian_terms import Own, Terms, evaluation, gaussian_terms, log_sum
-from ._host import from_host
 
 Array: TypeAlias = Any
 Float64: TypeAlias = npt.NDArray[np.float64]
@@ -57,6 +56,10 @@ class _Reach(NamedTuple):
 
 
 def _reach(fitted: Fitted) -> _Reach:
+    return fitted.cached("reach", lambda: _found_reach(fitted))
+
+
+def _found_reach(fitted: Fitted) -> _Reach:
     statistics = fitted.statistics
     factors, _ = fitted.factors()
     d = fitted.n_features
@@ -103,10 +106,6 @@ class _Errors(NamedTuple):
     vanishing: Array | None = None
 
 
-def _row(values: Any, like: Array) -> Array:
-    return from_host(np.asarray(values, dtype=np.float64), like)[None, :]
-
-
 def _errors(
     fitted: Fitted, reach: _Reach, norm: Array, variance: Array, info: Any
 ) -> _Errors:
@@ -115,21 +114,33 @@ def _errors(
     factors, diagonal = fitted.factors()
     _, d, rank = factors.shape
     unit = float(info.eps) / 2
-    drift = _row(reach.drift, norm)
+    drift = fitted.row("drift", lambda: reach.drift)
     tiny = _tiny(fitted, info) * (1.0 + norm)
-    mean = norm * (_gamma(d + 2, unit) * _row(reach.mean_norms, norm) + drift) + tiny
+    mean = (
+        norm
+        * (
+            _gamma(d + 2, unit) * fitted.row("mean_norms", lambda: reach.mean_norms)
+            + drift
+        )
+        + tiny
+    )
     root = xp.sqrt(variance)
-    projection = _gamma(d + 2, unit) * norm * _row(reach.factor_norms, norm) + tiny
+    projection = (
+        _gamma(d + 2, unit)
+        * norm
+        * fitted.row("factor_norms", lambda: reach.factor_norms)
+        + tiny
+    )
     n_squares = rank + (0 if diagonal is None else d)
     squares = (
         2.0 * root * projection
         + projection**2
         + _gamma(n_squares + 6, unit) * (root + projection) ** 2
-        + reach.moments * norm**2 * _row(reach.spread, norm)
+        + reach.moments * norm**2 * fitted.row("spread", lambda: reach.spread)
         + 2.0 * (norm * drift) ** 2
         + tiny
     )
-    log_counts = _row(np.log(_divisor(fitted.statistics)), norm)
+    log_counts = fitted.row("log_counts", lambda: np.log(_divisor(fitted.statistics)))
     return _Errors(mean, squares, reach.sums + unit * (xp.abs(log_counts) + 4.0))
 
 
@@ -153,7 +164,7 @@ def _errors_without_own(
     unit = float(info.eps) / 2
     d = fitted.n_features
     is_own = terms.is_own
-    weights = _row(_divisor(fitted.statistics), norm)
+    weights = fitted.row("divisor", lambda: _divisor(fitted.statistics))
     rest = xp.where(is_own & (terms.weights > 0), terms.weights / weights, 1.0)
     ratio = (1.0 - rest) / rest
     log_own = xp.where(own.component >= 0, own.log_weight, 0.0)[:, None]
@@ -194,7 +205,7 @@ def _errors_without_own(
 def _closure(fitted: Fitted, reach: _Reach, terms: Terms, norm: Array) -> Array:
     """Return bounds on what treating scores as normal does to the terms' logarithms."""
     xp = _dispatch.namespace_of(norm)
-    width = 2.0 * norm * _row(reach.radii, norm)
+    width = 2.0 * norm * fitted.row("radii", lambda: reach.radii)
     half = 0.5 * terms.variance
     hoeffding = width**2 / 8.0 - half
     closure = xp.where(hoeffding > half, hoeffding, half)
@@ -249,12 +260,12 @@ def _bound(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> Array:
         bound = bound + 2.0 * fitted.statistics.unit
     # What does not fit the type of the queries may come out infinite.
     largest = float(info.max) / 16.0
-    constants = reach.mean_norms + reach.factor_norms
+    constants = fitted.row("constants", lambda: reach.mean_norms + reach.factor_norms)
     square = variance + norm**2 * float(own is not None)
     peak = xp.max(
         xp.stack(
             [
-                xp.max(norm * (1.0 + _row(constants, norm)), axis=1),
+                xp.max(norm * (1.0 + constants), axis=1),
                 xp.max(xp.where(absent, 0.0, square), axis=1),
                 size,
             ]

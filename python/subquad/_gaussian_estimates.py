@@ -10,7 +10,6 @@ import numpy as np
 from . import _dispatch
 from ._gaussian_state import Fitted
 from ._gaussian_terms import Own, Terms, evaluation, gaussian_terms, log_sum
-from ._host import from_host
 
 Array: TypeAlias = Any
 Estimated: TypeAlias = Literal["log_normalizer", "standard_error", "error_estimate"]
@@ -80,8 +79,9 @@ def _estimates(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> _Est
     )
     failed = xp.isnan(log_factor) & ~xp.isnan(terms.log_terms)
     # The correction is not needed where every key is in the sample.
-    sizes = np.diff(fitted.statistics.sample_offsets()).astype(np.float64)
-    incomplete = from_host(sizes < fitted.statistics.rows, rows)[None, :]
+    statistics = fitted.statistics
+    sizes = np.diff(statistics.sample_offsets()).astype(np.float64)
+    incomplete = fitted.row("incomplete", lambda: sizes < statistics.rows)
     failed = failed & incomplete
     log_factor = xp.where(failed | ~incomplete | ~occupied, 0.0, log_factor)
     corrected_terms = _with_complete(
@@ -102,7 +102,7 @@ def _estimates(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> _Est
     fallback_error = xp.sum(corrected_share * fallback, axis=1) / 6.0
     # Sampling from a finite set without replacement: no error is left once all of
     # it is drawn.
-    drawn = from_host(sizes, rows, wide)[None, :]
+    drawn = fitted.row("drawn", lambda: sizes, wide)
     if own is not None and terms.is_own is not None:
         drawn = drawn - xp.astype(terms.is_own & (own.place >= 0)[:, None], wide)
     some = terms.rows > 0

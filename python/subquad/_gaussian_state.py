@@ -126,6 +126,15 @@ class Fitted:
         """Return an array that users see, in the library of the keys."""
         return self.cached(name, lambda: from_host(np.array(make()), self.like))
 
+    def row(self, name: str, make: Callable[[], HostArray], dtype: Any = None) -> Array:
+        """Return numbers (k,) as a row (1, k) of the library and device of the keys.
+
+        They are copied there once: an evaluation that copied them would wait.
+        """
+        return self.cached(
+            f"{name} {dtype}", lambda: from_host(make()[None, :], self.like, dtype)
+        )
+
     def factors(self) -> tuple[Float64, Float64 | None]:
         """Return factors (k, d, r) and diagonal (k, d) or None of the covariances."""
         rank = self.settings.rank

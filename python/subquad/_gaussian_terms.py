@@ -147,8 +147,9 @@ def gaussian_terms(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> 
     )
     wide = xp.float64 if has_float64(rows) else xp.float32
     mean, variance = xp.astype(mean, wide), xp.astype(variance, wide)
-    weights = from_host(fitted.statistics.weights, rows, wide)[None, :]
-    n_keys = from_host(fitted.statistics.rows.astype(np.float64), rows, wide)[None, :]
+    statistics = fitted.statistics
+    weights = fitted.row("weights", lambda: statistics.weights, wide)
+    n_keys = fitted.row("rows", lambda: statistics.rows.astype(np.float64), wide)
     occupied = weights > 0
     log_weights = xp.where(
         occupied, xp.log(xp.where(occupied, weights, 1.0)), -math.inf
@@ -156,11 +157,8 @@ def gaussian_terms(fitted: Fitted, rows: Array, dtype: str, own: Own | None) -> 
     original = mean
     own_terms = is_own = spread = None
     if own is not None:
-        components = from_host(np.arange(weights.shape[1]), rows)
-        is_own = (
-            own.component[:, None]
-            == xp.astype(components, own.component.dtype)[None, :]
-        )
+        components = fitted.row("components", lambda: np.arange(weights.shape[1]))
+        is_own = own.component[:, None] == xp.astype(components, own.component.dtype)
         log_own = xp.astype(own.log_weight, wide)
         weight = xp.where(is_own, xp.exp(log_own)[:, None], 0.0)
         square = xp.sum(xp.astype(rows, wide) ** 2, axis=1)

@@ -59,7 +59,9 @@ def from_host(array: HostArray, like: Array, dtype: Any = None) -> Array:
 
         if dtype is None:
             dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        return library.xp.asarray(array, dtype=dtype)
+        # Inside a traced function the array is a number all the same, and may be kept.
+        with jax.ensure_compile_time_eval():
+            return library.xp.asarray(array, dtype=dtype)
     # torch refuses negative strides and warns of memory that it must not write to.
     plain = np.array(array, order="C", copy=True)
     return library.xp.asarray(plain, dtype=dtype, device=_dispatch.device_of(like))

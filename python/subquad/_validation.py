@@ -20,6 +20,7 @@ from subquad._dispatch import (
 )
 
 __all__ = [
+    "as_result_of",
     "as_type_of",
     "check_broadcast",
     "check_index",
@@ -46,7 +47,7 @@ def log_normalizer_arguments(
         raise not_an_array("x" if x is None else "y", None)
     backend = backend_for(x=x, y=y, log_weights=log_weights, self_index=self_index)
     names = ("x", "y", "log_weights")
-    x, y, log_weights = common_floats(names, (x, y, log_weights))
+    x, y, log_weights = common_floats(names, (x, y, log_weights), n_halves=2)
     x_shape, y_shape = x.shape, y.shape
     if len(x_shape) < 2:
         raise _wrong_rank("x", "(..., n, d)", x_shape)
@@ -136,11 +137,12 @@ def check_self_term(self_term: object, self_index: Array | None) -> None:
 
 
 def common_floats(
-    names: Sequence[str], arrays: Sequence[Array | None]
+    names: Sequence[str], arrays: Sequence[Array | None], n_halves: int = 0
 ) -> Sequence[Array | None]:
     """Return arrays in the type they are computed in: float64 if any is, else float32.
 
-    The first is never None.
+    The first is never None. The first `n_halves`, where they are of one 16-bit type
+    that the backend takes, and are computed in float32, stay as they are.
 
     Raises
     ------
@@ -167,7 +169,24 @@ def common_floats(
             is_ready = False
     if is_ready:
         return arrays
-    return [None if a is None else _as_dtype(library.xp, a, common) for a in arrays]
+    kept = 0
+    if n_halves and common == "float32" and _is_half(arrays[:n_halves], library):
+        kept = n_halves
+    wide = [
+        None if a is None else _as_dtype(library.xp, a, common) for a in arrays[kept:]
+    ]
+    return [*arrays[:kept], *wide]
+
+
+def _is_half(arrays: Sequence[Array], library: Library) -> bool:
+    """Return whether arrays are of one 16-bit type that their backend takes."""
+    first = arrays[0]
+    _, as_is = library.floats[first.dtype]
+    return (
+        not as_is
+        and all(array.dtype == first.dtype for array in arrays[1:])
+        and library.keeps_half(first)
+    )
 
 
 def as_type_of(array: Array, like: Array) -> Array:
@@ -175,6 +194,12 @@ def as_type_of(array: Array, like: Array) -> Array:
     if array.dtype == like.dtype:
         return array
     return library_of(array).xp.astype(array, like.dtype)
+
+
+def as_result_of(array: Array, x: Array) -> Array:
+    """Return an array in the data type of what is computed from another one."""
+    library = library_of(x)
+    return _as_dtype(library.xp, array, library.floats[x.dtype][0])
 
 
 def check_index(name: str, index: Array, n: int, m: int) -> Array:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from subquad._dispatch import Array, backend_for, not_an_array
 from subquad._validation import (
+    as_result_of,
     as_type_of,
     check_broadcast,
     check_shape,
@@ -213,14 +214,14 @@ def gaussian_log_normalizer(
 def _result_like(
     shape: tuple[int, ...], grad: Array, out: Array | None, x: Array
 ) -> tuple[Array, Array | None]:
-    """Check `grad` and `out` against the result; return them in the type of `x`."""
+    """Check `grad` and `out` against the result of `x`; return them in its type."""
     backend_for(grad=grad, out=out, x=x)
     common_floats(("grad", "out"), (grad, out))
     check_shape("grad", grad, shape)
     if out is not None:
         check_shape("out", out, shape)
-        out = as_type_of(out, x)
-    return as_type_of(grad, x), out
+        out = as_result_of(out, x)
+    return as_result_of(grad, x), out
 
 
 def _as_inputs(

@@ -6,13 +6,32 @@
 
 namespace subquad {
 
-enum class dtype : std::int32_t { float32 = 0, float64 = 1, int64 = 2, uint8 = 3 };
+enum class dtype : std::int32_t {
+  float32 = 0,
+  float64 = 1,
+  int64 = 2,
+  uint8 = 3,
+  float16 = 4,
+  bfloat16 = 5
+};
 
 enum class device_type : std::int32_t { cpu = 0, cuda = 1 };
 
 // Bytes of one element.
 constexpr std::int64_t item_size(dtype type) noexcept {
-  return type == dtype::float32 ? 4 : type == dtype::uint8 ? 1 : 8;
+  switch (type) {
+    case dtype::uint8:
+      return 1;
+    case dtype::float16:
+    case dtype::bfloat16:
+      return 2;
+    case dtype::float32:
+      return 4;
+    case dtype::float64:
+    case dtype::int64:
+      break;
+  }
+  return 8;
 }
 
 // Laid out as the C `subquad_array`. Strides count elements and may be zero or negative; `data` is
@@ -24,7 +43,7 @@ struct array_view {
   std::int32_t ndim;
   dtype type;
   device_type device;
-  std::int32_t device_id;
+  std::int32_t device_id;  // of CUDA: its index; otherwise 0
 };
 
 namespace detail {

@@ -8,7 +8,24 @@
  *
  * Nothing is allocated for results: the caller passes outputs, and a workspace as a 1-D contiguous
  * uint8 array of at least the bytes that the matching *_workspace function returns, where `batch`
- * is the product of the broadcast batch dimensions and `itemsize` the bytes of one element.
+ * is the product of the broadcast batch dimensions, `itemsize` the bytes of one element of x (or y,
+ * where there is no x) and `device` where the arrays lie. The size is 0 where nothing serves that
+ * device: subquad_cuda_query tells why.
+ *
+ * Arrays lie in memory of the CPU or, all of a call, on one CUDA device. CUDA needs a library of
+ * its own, libsubquad_cuda.so, which is loaded when a call first needs it: from the path in the
+ * environment variable SUBQUAD_CUDA_LIBRARY, else from beside the object that holds this code.
+ * There
+ *   - kernels run on context.stream, a cudaStream_t of the arrays' device (NULL: its legacy default
+ *     stream), whatever device is current. Nothing waits for them: a call returns once they are
+ *     queued, and the arrays must stay until they have run. Streams alone put calls in order;
+ *   - nothing is allocated on the device and no value is read back, so that a call may be captured
+ *     in a CUDA graph once subquad_cuda_prepare has loaded the device's kernels;
+ *   - indices, labels and offsets are not looked at before the kernels run: out of their range they
+ *     go unreported, and results are undefined;
+ *   - x and y of subquad_log_normalizer and subquad_log_normalizer_vjp may be float16 or bfloat16,
+ *     both of the one type; all other arrays of that call are then float32, and so is arithmetic;
+ *   - context.n_threads has no meaning.
  *
  * Functions return a status, never throw and never print. `context` may be NULL (defaults); `error`
  * may be NULL, else it receives the message where the status is not SUBQUAD_SUCCESS. Arrays said to
@@ -37,13 +54,21 @@ typedef enum subquad_status {
   SUBQUAD_INVALID_ARGUMENT = 1, /* a value, rank or size */
   SUBQUAD_TYPE_ERROR = 2,       /* an element type or a device */
   SUBQUAD_OUT_OF_MEMORY = 3,
-  SUBQUAD_INTERNAL_ERROR = 4
+  SUBQUAD_INTERNAL_ERROR = 4,
+  SUBQUAD_DEVICE_ERROR = 5 /* reported by CUDA: no driver or too old a one, a failed launch */
 } subquad_status;
 
-/* Values of subquad_array.dtype. */
-enum { SUBQUAD_FLOAT32 = 0, SUBQUAD_FLOAT64 = 1, SUBQUAD_INT64 = 2, SUBQUAD_UINT8 = 3 };
+/* Values of subquad_array.dtype. The 16-bit types are for CUDA alone. */
+enum {
+  SUBQUAD_FLOAT32 = 0,
+  SUBQUAD_FLOAT64 = 1,
+  SUBQUAD_INT64 = 2,
+  SUBQUAD_UINT8 = 3,
+  SUBQUAD_FLOAT16 = 4,
+  SUBQUAD_BFLOAT16 = 5
+};
 
-/* Values of subquad_array.device. */
+/* Values of subquad_array.device, and of `device`. */
 enum { SUBQUAD_CPU = 0, SUBQUAD_CUDA = 1 };
 
 /* `data` is the address of the element whose indices are all zero, aligned to the size of an
@@ -55,7 +80,7 @@ typedef struct subquad_array {
   int32_t ndim;
   int32_t dtype;
   int32_t device;
-  int32_t device_id;
+  int32_t device_id; /* the index of a CUDA device; not looked at for the CPU */
 } subquad_array;
 
 typedef struct subquad_error {
@@ -65,8 +90,17 @@ typedef struct subquad_error {
 /* How one call runs. */
 typedef struct subquad_context {
   int32_t n_threads; /* threads of this call at most; 0: subquad_get_num_threads() */
-  void* stream;      /* NULL on the CPU */
+  void* stream;      /* the cudaStream_t of a call on CUDA; not looked at for the CPU */
 } subquad_context;
+
+/* What there is of CUDA. Versions as CUDA writes them: 1000 major + 10 minor. */
+typedef struct subquad_cuda_info {
+  int32_t runtime_version; /* that the CUDA library is built with; 0: there is no such library */
+  int32_t driver_version;  /* the newest runtime that the driver serves; 0: no driver */
+  int32_t device_count;
+  char architectures[64]; /* that the CUDA library holds kernels for: "sm_80 sm_90 compute_120" */
+  char problem[256];      /* why arrays on CUDA cannot be computed with; empty: they can */
+} subquad_cuda_info;
 
 /* ---- library --------------------------------------------------------------------------------- */
 
@@ -90,6 +124,16 @@ SUBQUAD_API subquad_status subquad_set_isa(const char* level, subquad_error* err
 SUBQUAD_API int32_t subquad_isa_level_count(void);
 SUBQUAD_API const char* subquad_isa_level(int32_t index);
 
+/* ---- CUDA ------------------------------------------------------------------------------------ */
+
+/* What there is of CUDA. That there is none, or none that works, is a success with a problem. */
+SUBQUAD_API subquad_status subquad_cuda_query(subquad_cuda_info* info, subquad_error* error);
+
+/* Loads the kernels of a device, which its first call would do otherwise: calls may be captured in
+ * a CUDA graph thereafter. SUBQUAD_TYPE_ERROR: there is no CUDA library, or it holds no kernels for
+ * this device; SUBQUAD_DEVICE_ERROR: there is no such device, or it refuses them. */
+SUBQUAD_API subquad_status subquad_cuda_prepare(int32_t device_id, subquad_error* error);
+
 /* ---- normalizers ----------------------------------------------------------------------------- */
 
 /* out_i = log sum_{j != excluded_i} exp(x_i . y_j + log_weights_j)
@@ -99,7 +143,7 @@ SUBQUAD_API const char* subquad_isa_level(int32_t index);
  * A sum over nothing is -inf. log_weights_j = -inf removes key j whatever its row holds, and an
  * excluded key is removed likewise for its row. NaN reaches exactly the rows that depend on it. */
 SUBQUAD_API size_t subquad_log_normalizer_workspace(int64_t batch, int64_t n, int64_t m, int64_t d,
-                                                    int64_t itemsize);
+                                                    int64_t itemsize, int32_t device);
 SUBQUAD_API subquad_status subquad_log_normalizer(
     const subquad_array* x, const subquad_array* y, const subquad_array* log_weights,
     const subquad_array* excluded, const subquad_array* out, const subquad_array* workspace,
@@ -115,7 +159,8 @@ SUBQUAD_API subquad_status subquad_log_normalizer(
  * output optional: grad_x (B..., n, d), grad_y (B..., m, d), grad_log_weights (B..., m), all with
  * the broadcast batch dimensions. */
 SUBQUAD_API size_t subquad_log_normalizer_vjp_workspace(int64_t batch, int64_t n, int64_t m,
-                                                        int64_t d, int64_t itemsize);
+                                                        int64_t d, int64_t itemsize,
+                                                        int32_t device);
 SUBQUAD_API subquad_status subquad_log_normalizer_vjp(
     const subquad_array* grad, const subquad_array* x, const subquad_array* y,
     const subquad_array* log_weights, const subquad_array* excluded, const subquad_array* log_z,
@@ -136,8 +181,8 @@ SUBQUAD_API subquad_status subquad_log_normalizer_vjp(
  * empty where W' <= 4 eps W (eps of float64). With include_own != 0, one more term
  * own_log_weight_i + s is added to the sum. */
 SUBQUAD_API size_t subquad_gaussian_log_normalizer_workspace(int64_t batch, int64_t n, int64_t k,
-                                                             int64_t d, int64_t r,
-                                                             int64_t itemsize);
+                                                             int64_t d, int64_t r, int64_t itemsize,
+                                                             int32_t device);
 SUBQUAD_API subquad_status subquad_gaussian_log_normalizer(
     const subquad_array* x, const subquad_array* log_counts, const subquad_array* means,
     const subquad_array* factors, const subquad_array* diagonal, const subquad_array* own_component,
@@ -156,7 +201,7 @@ SUBQUAD_API subquad_status subquad_gaussian_log_normalizer(
  * shape of its input with the broadcast batch dimensions. */
 SUBQUAD_API size_t subquad_gaussian_log_normalizer_vjp_workspace(int64_t batch, int64_t n,
                                                                  int64_t k, int64_t d, int64_t r,
-                                                                 int64_t itemsize);
+                                                                 int64_t itemsize, int32_t device);
 SUBQUAD_API subquad_status subquad_gaussian_log_normalizer_vjp(
     const subquad_array* grad, const subquad_array* x, const subquad_array* log_counts,
     const subquad_array* means, const subquad_array* factors, const subquad_array* diagonal,
@@ -169,7 +214,8 @@ SUBQUAD_API subquad_status subquad_gaussian_log_normalizer_vjp(
  *
  * x (n, d); means (k, d); factors (k, d, r); diagonal (k, d), optional; mean, variance (n, k). */
 SUBQUAD_API size_t subquad_gaussian_score_moments_workspace(int64_t n, int64_t k, int64_t d,
-                                                            int64_t r, int64_t itemsize);
+                                                            int64_t r, int64_t itemsize,
+                                                            int32_t device);
 SUBQUAD_API subquad_status subquad_gaussian_score_moments(
     const subquad_array* x, const subquad_array* means, const subquad_array* factors,
     const subquad_array* diagonal, const subquad_array* mean, const subquad_array* variance,
@@ -180,7 +226,7 @@ SUBQUAD_API subquad_status subquad_gaussian_score_moments(
  *
  * x (n, d); centroids (k, d); offsets (k); labels (n), int64; score (n). */
 SUBQUAD_API size_t subquad_nearest_centroids_workspace(int64_t n, int64_t k, int64_t d,
-                                                       int64_t itemsize);
+                                                       int64_t itemsize, int32_t device);
 SUBQUAD_API subquad_status subquad_nearest_centroids(
     const subquad_array* x, const subquad_array* centroids, const subquad_array* offsets,
     const subquad_array* labels, const subquad_array* score, const subquad_array* workspace,
@@ -191,7 +237,7 @@ SUBQUAD_API subquad_status subquad_nearest_centroids(
  * y (n, d); labels (n), int64, in [0, k); weights (n), optional (1); counts (k), float64; sums (k,
  * d), float64. */
 SUBQUAD_API size_t subquad_component_sums_workspace(int64_t n, int64_t k, int64_t d,
-                                                    int64_t itemsize);
+                                                    int64_t itemsize, int32_t device);
 SUBQUAD_API subquad_status subquad_component_sums(
     const subquad_array* y, const subquad_array* labels, const subquad_array* weights,
     const subquad_array* counts, const subquad_array* sums, const subquad_array* workspace,
@@ -204,7 +250,8 @@ SUBQUAD_API subquad_status subquad_component_sums(
  * (k, d, d), or (k, d) for the diagonal, float64; radii (k), float64. In the size of the workspace,
  * diagonal != 0 says which. */
 SUBQUAD_API size_t subquad_component_scatter_workspace(int64_t n, int64_t k, int64_t d,
-                                                       int64_t itemsize, int32_t diagonal);
+                                                       int64_t itemsize, int32_t diagonal,
+                                                       int32_t device);
 SUBQUAD_API subquad_status subquad_component_scatter(
     const subquad_array* y, const subquad_array* labels, const subquad_array* weights,
     const subquad_array* means, const subquad_array* scatter, const subquad_array* radii,
@@ -224,7 +271,7 @@ SUBQUAD_API subquad_status subquad_component_scatter(
  * optional (0); excluded (n), int64, optional; log_factor, log_error, third (n, k). `largest` is
  * the number of samples of a component, at most. */
 SUBQUAD_API size_t subquad_sample_residuals_workspace(int64_t n, int64_t d, int64_t largest,
-                                                      int64_t itemsize);
+                                                      int64_t itemsize, int32_t device);
 SUBQUAD_API subquad_status subquad_sample_residuals(
     const subquad_array* x, const subquad_array* deviations, const subquad_array* weights,
     const subquad_array* offsets, const subquad_array* variance, const subquad_array* scale,

@@ -2,6 +2,7 @@
 #ifndef SUBQUAD_ERRORS_HPP
 #define SUBQUAD_ERRORS_HPP
 
+#include <cstdio>
 #include <new>
 #include <stdexcept>
 
@@ -26,6 +27,24 @@ class type_error : public error {
   using error::error;
 };
 
+// CUDA reported an error: no driver or too old a one, no such device, a failed launch.
+class device_error : public error {
+ public:
+  using error::error;
+};
+
+// Memory that was asked for and not given, with a message.
+class out_of_memory : public std::bad_alloc {
+ public:
+  explicit out_of_memory(const char* message) noexcept {
+    std::snprintf(report_.message, sizeof(report_.message), "%s", message);
+  }
+  const char* what() const noexcept override { return report_.message; }
+
+ private:
+  subquad_error report_;
+};
+
 namespace detail {
 
 // Calls a function of the C ABI, whose last argument is a subquad_error*, and throws what it
@@ -41,7 +60,9 @@ void call(F function, Arguments... arguments) {
     case SUBQUAD_TYPE_ERROR:
       throw type_error(report.message);
     case SUBQUAD_OUT_OF_MEMORY:
-      throw std::bad_alloc();
+      throw out_of_memory(report.message);
+    case SUBQUAD_DEVICE_ERROR:
+      throw device_error(report.message);
     case SUBQUAD_INTERNAL_ERROR:
       break;
   }

@@ -2,8 +2,9 @@
 // fit the mixture.
 //
 // Formulas and shapes stand in subquad/c_api.h, function by function under the same names. Optional
-// arrays are pointers, null where absent. Throws invalid_argument (a value, rank or size),
-// type_error (an element type or a device), std::bad_alloc or error.
+// arrays are pointers, null where absent; workspaces are for the device where the arrays lie.
+// Throws invalid_argument (a value, rank or size), type_error (an element type or a device),
+// device_error (reported by CUDA), out_of_memory or error.
 #ifndef SUBQUAD_NORMALIZERS_HPP
 #define SUBQUAD_NORMALIZERS_HPP
 
@@ -16,7 +17,7 @@
 
 namespace subquad {
 
-// How one call runs; n_threads = 0: get_num_threads().
+// How one call runs; n_threads = 0: get_num_threads(); stream: the cudaStream_t of a call on CUDA.
 using context = subquad_context;
 
 namespace detail {
@@ -31,8 +32,10 @@ inline const subquad_array* as_c(const array_view& view) noexcept { return as_c(
 }  // namespace detail
 
 inline std::size_t log_normalizer_workspace(std::int64_t batch, std::int64_t n, std::int64_t m,
-                                            std::int64_t d, std::int64_t itemsize) {
-  return subquad_log_normalizer_workspace(batch, n, m, d, itemsize);
+                                            std::int64_t d, std::int64_t itemsize,
+                                            device_type device = device_type::cpu) {
+  return subquad_log_normalizer_workspace(batch, n, m, d, itemsize,
+                                          static_cast<std::int32_t>(device));
 }
 
 inline void log_normalizer(const array_view& x, const array_view& y, const array_view* log_weights,
@@ -44,8 +47,10 @@ inline void log_normalizer(const array_view& x, const array_view& y, const array
 }
 
 inline std::size_t log_normalizer_vjp_workspace(std::int64_t batch, std::int64_t n, std::int64_t m,
-                                                std::int64_t d, std::int64_t itemsize) {
-  return subquad_log_normalizer_vjp_workspace(batch, n, m, d, itemsize);
+                                                std::int64_t d, std::int64_t itemsize,
+                                                device_type device = device_type::cpu) {
+  return subquad_log_normalizer_vjp_workspace(batch, n, m, d, itemsize,
+                                              static_cast<std::int32_t>(device));
 }
 
 inline void log_normalizer_vjp(const array_view& grad, const array_view& x, const array_view& y,
@@ -61,8 +66,10 @@ inline void log_normalizer_vjp(const array_view& grad, const array_view& x, cons
 
 inline std::size_t gaussian_log_normalizer_workspace(std::int64_t batch, std::int64_t n,
                                                      std::int64_t k, std::int64_t d, std::int64_t r,
-                                                     std::int64_t itemsize) {
-  return subquad_gaussian_log_normalizer_workspace(batch, n, k, d, r, itemsize);
+                                                     std::int64_t itemsize,
+                                                     device_type device = device_type::cpu) {
+  return subquad_gaussian_log_normalizer_workspace(batch, n, k, d, r, itemsize,
+                                                   static_cast<std::int32_t>(device));
 }
 
 inline void gaussian_log_normalizer(const array_view& x, const array_view& log_counts,
@@ -79,8 +86,10 @@ inline void gaussian_log_normalizer(const array_view& x, const array_view& log_c
 
 inline std::size_t gaussian_log_normalizer_vjp_workspace(std::int64_t batch, std::int64_t n,
                                                          std::int64_t k, std::int64_t d,
-                                                         std::int64_t r, std::int64_t itemsize) {
-  return subquad_gaussian_log_normalizer_vjp_workspace(batch, n, k, d, r, itemsize);
+                                                         std::int64_t r, std::int64_t itemsize,
+                                                         device_type device = device_type::cpu) {
+  return subquad_gaussian_log_normalizer_vjp_workspace(batch, n, k, d, r, itemsize,
+                                                       static_cast<std::int32_t>(device));
 }
 
 inline void gaussian_log_normalizer_vjp(
@@ -97,8 +106,10 @@ inline void gaussian_log_normalizer_vjp(
 }
 
 inline std::size_t gaussian_score_moments_workspace(std::int64_t n, std::int64_t k, std::int64_t d,
-                                                    std::int64_t r, std::int64_t itemsize) {
-  return subquad_gaussian_score_moments_workspace(n, k, d, r, itemsize);
+                                                    std::int64_t r, std::int64_t itemsize,
+                                                    device_type device = device_type::cpu) {
+  return subquad_gaussian_score_moments_workspace(n, k, d, r, itemsize,
+                                                  static_cast<std::int32_t>(device));
 }
 
 inline void gaussian_score_moments(const array_view& x, const array_view& means,
@@ -111,8 +122,9 @@ inline void gaussian_score_moments(const array_view& x, const array_view& means,
 }
 
 inline std::size_t nearest_centroids_workspace(std::int64_t n, std::int64_t k, std::int64_t d,
-                                               std::int64_t itemsize) {
-  return subquad_nearest_centroids_workspace(n, k, d, itemsize);
+                                               std::int64_t itemsize,
+                                               device_type device = device_type::cpu) {
+  return subquad_nearest_centroids_workspace(n, k, d, itemsize, static_cast<std::int32_t>(device));
 }
 
 inline void nearest_centroids(const array_view& x, const array_view& centroids,
@@ -125,8 +137,9 @@ inline void nearest_centroids(const array_view& x, const array_view& centroids,
 }
 
 inline std::size_t component_sums_workspace(std::int64_t n, std::int64_t k, std::int64_t d,
-                                            std::int64_t itemsize) {
-  return subquad_component_sums_workspace(n, k, d, itemsize);
+                                            std::int64_t itemsize,
+                                            device_type device = device_type::cpu) {
+  return subquad_component_sums_workspace(n, k, d, itemsize, static_cast<std::int32_t>(device));
 }
 
 inline void component_sums(const array_view& y, const array_view& labels, const array_view* weights,
@@ -138,8 +151,10 @@ inline void component_sums(const array_view& y, const array_view& labels, const 
 }
 
 inline std::size_t component_scatter_workspace(std::int64_t n, std::int64_t k, std::int64_t d,
-                                               std::int64_t itemsize, bool diagonal) {
-  return subquad_component_scatter_workspace(n, k, d, itemsize, diagonal ? 1 : 0);
+                                               std::int64_t itemsize, bool diagonal,
+                                               device_type device = device_type::cpu) {
+  return subquad_component_scatter_workspace(n, k, d, itemsize, diagonal ? 1 : 0,
+                                             static_cast<std::int32_t>(device));
 }
 
 inline void component_scatter(const array_view& y, const array_view& labels,
@@ -152,8 +167,10 @@ inline void component_scatter(const array_view& y, const array_view& labels,
 }
 
 inline std::size_t sample_residuals_workspace(std::int64_t n, std::int64_t d, std::int64_t largest,
-                                              std::int64_t itemsize) {
-  return subquad_sample_residuals_workspace(n, d, largest, itemsize);
+                                              std::int64_t itemsize,
+                                              device_type device = device_type::cpu) {
+  return subquad_sample_residuals_workspace(n, d, largest, itemsize,
+                                            static_cast<std::int32_t>(device));
 }
 
 inline void sample_residuals(const array_view& x, const array_view& deviations,

@@ -6,7 +6,11 @@
 
 // Kernels of every level include these: a copy that was not inlined would be one weak function for
 // all of them, with the instructions of whichever the linker kept.
+#if defined(__CUDACC__)
+#define SUBQUAD_ALWAYS_INLINE __attribute__((always_inline)) __host__ __device__
+#else
 #define SUBQUAD_ALWAYS_INLINE __attribute__((always_inline))
+#endif
 
 namespace subquad {
 

@@ -2,7 +2,7 @@
 
 #include "bindings.hpp"
 #include "dlpack.hpp"
-#include "normalizers_core.hpp"
+#include "subquad/normalizers.hpp"
 
 namespace subquad::python {
 namespace {
@@ -11,8 +11,11 @@ using py::arg;
 using py::handle;
 using py::pos_only;
 
+// A call on a stream of CUDA, or 0.
+context on(std::uintptr_t stream) { return {0, reinterpret_cast<void*>(stream)}; }
+
 void log_normalizer(handle x, handle y, handle log_weights, handle excluded, handle out,
-                    handle workspace) {
+                    handle workspace, std::uintptr_t stream) {
   const input x_view(x, "x");
   const input y_view(y, "y");
   const optional_input log_weights_view(log_weights, "log_weights");
@@ -20,13 +23,13 @@ void log_normalizer(handle x, handle y, handle log_weights, handle excluded, han
   const output out_view(out, "out");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::log_normalizer(x_view.view(), y_view.view(), log_weights_view.get(), excluded_view.get(),
-                       out_view.view(), workspace_view.view());
+  subquad::log_normalizer(x_view.view(), y_view.view(), log_weights_view.get(), excluded_view.get(),
+                          out_view.view(), workspace_view.view(), on(stream));
 }
 
 void log_normalizer_vjp(handle grad, handle x, handle y, handle log_weights, handle excluded,
                         handle log_z, handle grad_x, handle grad_y, handle grad_log_weights,
-                        handle workspace) {
+                        handle workspace, std::uintptr_t stream) {
   const input grad_view(grad, "grad");
   const input x_view(x, "x");
   const input y_view(y, "y");
@@ -38,14 +41,16 @@ void log_normalizer_vjp(handle grad, handle x, handle y, handle log_weights, han
   const optional_output grad_log_weights_view(grad_log_weights, "grad_log_weights");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::log_normalizer_vjp(grad_view.view(), x_view.view(), y_view.view(), log_weights_view.get(),
-                           excluded_view.get(), log_z_view.view(), grad_x_view.get(),
-                           grad_y_view.get(), grad_log_weights_view.get(), workspace_view.view());
+  subquad::log_normalizer_vjp(grad_view.view(), x_view.view(), y_view.view(),
+                              log_weights_view.get(), excluded_view.get(), log_z_view.view(),
+                              grad_x_view.get(), grad_y_view.get(), grad_log_weights_view.get(),
+                              workspace_view.view(), on(stream));
 }
 
 void gaussian_log_normalizer(handle x, handle log_counts, handle means, handle factors,
                              handle diagonal, handle own_component, handle own_log_weight,
-                             bool include_own, handle out, handle workspace) {
+                             bool include_own, handle out, handle workspace,
+                             std::uintptr_t stream) {
   const input x_view(x, "x");
   const input log_counts_view(log_counts, "log_counts");
   const input means_view(means, "means");
@@ -56,16 +61,16 @@ void gaussian_log_normalizer(handle x, handle log_counts, handle means, handle f
   const output out_view(out, "out");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::gaussian_log_normalizer(x_view.view(), log_counts_view.view(), means_view.view(),
-                                factors_view.view(), diagonal_view.get(), own_component_view.get(),
-                                own_log_weight_view.get(), include_own, out_view.view(),
-                                workspace_view.view());
+  subquad::gaussian_log_normalizer(x_view.view(), log_counts_view.view(), means_view.view(),
+                                   factors_view.view(), diagonal_view.get(),
+                                   own_component_view.get(), own_log_weight_view.get(), include_own,
+                                   out_view.view(), workspace_view.view(), on(stream));
 }
 
 void gaussian_log_normalizer_vjp(handle grad, handle x, handle log_counts, handle means,
                                  handle factors, handle diagonal, handle log_z, handle grad_x,
                                  handle grad_log_counts, handle grad_means, handle grad_factors,
-                                 handle grad_diagonal, handle workspace) {
+                                 handle grad_diagonal, handle workspace, std::uintptr_t stream) {
   const input grad_view(grad, "grad");
   const input x_view(x, "x");
   const input log_counts_view(log_counts, "log_counts");
@@ -80,15 +85,15 @@ void gaussian_log_normalizer_vjp(handle grad, handle x, handle log_counts, handl
   const optional_output grad_diagonal_view(grad_diagonal, "grad_diagonal");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::gaussian_log_normalizer_vjp(
+  subquad::gaussian_log_normalizer_vjp(
       grad_view.view(), x_view.view(), log_counts_view.view(), means_view.view(),
       factors_view.view(), diagonal_view.get(), log_z_view.view(), grad_x_view.get(),
       grad_log_counts_view.get(), grad_means_view.get(), grad_factors_view.get(),
-      grad_diagonal_view.get(), workspace_view.view());
+      grad_diagonal_view.get(), workspace_view.view(), on(stream));
 }
 
 void gaussian_score_moments(handle x, handle means, handle factors, handle diagonal, handle mean,
-                            handle variance, handle workspace) {
+                            handle variance, handle workspace, std::uintptr_t stream) {
   const input x_view(x, "x");
   const input means_view(means, "means");
   const input factors_view(factors, "factors");
@@ -97,13 +102,13 @@ void gaussian_score_moments(handle x, handle means, handle factors, handle diago
   const output variance_view(variance, "variance");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::gaussian_score_moments(x_view.view(), means_view.view(), factors_view.view(),
-                               diagonal_view.get(), mean_view.view(), variance_view.view(),
-                               workspace_view.view());
+  subquad::gaussian_score_moments(x_view.view(), means_view.view(), factors_view.view(),
+                                  diagonal_view.get(), mean_view.view(), variance_view.view(),
+                                  workspace_view.view(), on(stream));
 }
 
 void nearest_centroids(handle x, handle centroids, handle offsets, handle labels, handle score,
-                       handle workspace) {
+                       handle workspace, std::uintptr_t stream) {
   const input x_view(x, "x");
   const input centroids_view(centroids, "centroids");
   const input offsets_view(offsets, "offsets");
@@ -111,12 +116,13 @@ void nearest_centroids(handle x, handle centroids, handle offsets, handle labels
   const output score_view(score, "score");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::nearest_centroids(x_view.view(), centroids_view.view(), offsets_view.view(),
-                          labels_view.view(), score_view.view(), workspace_view.view());
+  subquad::nearest_centroids(x_view.view(), centroids_view.view(), offsets_view.view(),
+                             labels_view.view(), score_view.view(), workspace_view.view(),
+                             on(stream));
 }
 
 void component_sums(handle y, handle labels, handle weights, handle counts, handle sums,
-                    handle workspace) {
+                    handle workspace, std::uintptr_t stream) {
   const input y_view(y, "y");
   const input labels_view(labels, "labels");
   const optional_input weights_view(weights, "weights");
@@ -124,12 +130,12 @@ void component_sums(handle y, handle labels, handle weights, handle counts, hand
   const output sums_view(sums, "sums");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::component_sums(y_view.view(), labels_view.view(), weights_view.get(), counts_view.view(),
-                       sums_view.view(), workspace_view.view());
+  subquad::component_sums(y_view.view(), labels_view.view(), weights_view.get(), counts_view.view(),
+                          sums_view.view(), workspace_view.view(), on(stream));
 }
 
 void component_scatter(handle y, handle labels, handle weights, handle means, handle scatter,
-                       handle radii, handle workspace) {
+                       handle radii, handle workspace, std::uintptr_t stream) {
   const input y_view(y, "y");
   const input labels_view(labels, "labels");
   const optional_input weights_view(weights, "weights");
@@ -138,13 +144,15 @@ void component_scatter(handle y, handle labels, handle weights, handle means, ha
   const output radii_view(radii, "radii");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::component_scatter(y_view.view(), labels_view.view(), weights_view.get(), means_view.view(),
-                          scatter_view.view(), radii_view.view(), workspace_view.view());
+  subquad::component_scatter(y_view.view(), labels_view.view(), weights_view.get(),
+                             means_view.view(), scatter_view.view(), radii_view.view(),
+                             workspace_view.view(), on(stream));
 }
 
 void sample_residuals(handle x, handle deviations, handle weights, handle offsets, handle variance,
                       handle scale, handle shift, handle excluded, bool quadratic,
-                      handle log_factor, handle log_error, handle third, handle workspace) {
+                      handle log_factor, handle log_error, handle third, handle workspace,
+                      std::uintptr_t stream) {
   const input x_view(x, "x");
   const input deviations_view(deviations, "deviations");
   const input weights_view(weights, "weights");
@@ -158,58 +166,63 @@ void sample_residuals(handle x, handle deviations, handle weights, handle offset
   const output third_view(third, "third");
   const output workspace_view(workspace, "workspace");
   const py::gil_scoped_release unlocked;
-  core::sample_residuals(x_view.view(), deviations_view.view(), weights_view.view(),
-                         offsets_view.view(), variance_view.view(), scale_view.view(),
-                         shift_view.get(), excluded_view.get(), quadratic, log_factor_view.view(),
-                         log_error_view.view(), third_view.view(), workspace_view.view());
+  subquad::sample_residuals(x_view.view(), deviations_view.view(), weights_view.view(),
+                            offsets_view.view(), variance_view.view(), scale_view.view(),
+                            shift_view.get(), excluded_view.get(), quadratic,
+                            log_factor_view.view(), log_error_view.view(), third_view.view(),
+                            workspace_view.view(), on(stream));
 }
 
 }  // namespace
 
 void bind_normalizers(py::module_& module) {
-  module.def("log_normalizer_workspace", &core::log_normalizer_workspace, arg("batch"), arg("n"),
-             arg("m"), arg("d"), arg("itemsize"), pos_only());
+  module.def("log_normalizer_workspace", &subquad_log_normalizer_workspace, arg("batch"), arg("n"),
+             arg("m"), arg("d"), arg("itemsize"), arg("device"), pos_only());
   module.def("log_normalizer", &log_normalizer, arg("x"), arg("y"), arg("log_weights"),
-             arg("excluded"), arg("out"), arg("workspace"), pos_only());
-  module.def("log_normalizer_vjp_workspace", &core::log_normalizer_vjp_workspace, arg("batch"),
-             arg("n"), arg("m"), arg("d"), arg("itemsize"), pos_only());
+             arg("excluded"), arg("out"), arg("workspace"), arg("stream"), pos_only());
+  module.def("log_normalizer_vjp_workspace", &subquad_log_normalizer_vjp_workspace, arg("batch"),
+             arg("n"), arg("m"), arg("d"), arg("itemsize"), arg("device"), pos_only());
   module.def("log_normalizer_vjp", &log_normalizer_vjp, arg("grad"), arg("x"), arg("y"),
              arg("log_weights"), arg("excluded"), arg("log_z"), arg("grad_x"), arg("grad_y"),
-             arg("grad_log_weights"), arg("workspace"), pos_only());
-  module.def("gaussian_log_normalizer_workspace", &core::gaussian_log_normalizer_workspace,
-             arg("batch"), arg("n"), arg("k"), arg("d"), arg("r"), arg("itemsize"), pos_only());
+             arg("grad_log_weights"), arg("workspace"), arg("stream"), pos_only());
+  module.def("gaussian_log_normalizer_workspace", &subquad_gaussian_log_normalizer_workspace,
+             arg("batch"), arg("n"), arg("k"), arg("d"), arg("r"), arg("itemsize"), arg("device"),
+             pos_only());
   module.def("gaussian_log_normalizer", &gaussian_log_normalizer, arg("x"), arg("log_counts"),
              arg("means"), arg("factors"), arg("diagonal"), arg("own_component"),
-             arg("own_log_weight"), arg("include_own"), arg("out"), arg("workspace"), pos_only());
-  module.def("gaussian_log_normalizer_vjp_workspace", &core::gaussian_log_normalizer_vjp_workspace,
-             arg("batch"), arg("n"), arg("k"), arg("d"), arg("r"), arg("itemsize"), pos_only());
+             arg("own_log_weight"), arg("include_own"), arg("out"), arg("workspace"), arg("stream"),
+             pos_only());
+  module.def("gaussian_log_normalizer_vjp_workspace",
+             &subquad_gaussian_log_normalizer_vjp_workspace, arg("batch"), arg("n"), arg("k"),
+             arg("d"), arg("r"), arg("itemsize"), arg("device"), pos_only());
   module.def("gaussian_log_normalizer_vjp", &gaussian_log_normalizer_vjp, arg("grad"), arg("x"),
              arg("log_counts"), arg("means"), arg("factors"), arg("diagonal"), arg("log_z"),
              arg("grad_x"), arg("grad_log_counts"), arg("grad_means"), arg("grad_factors"),
-             arg("grad_diagonal"), arg("workspace"), pos_only());
-  module.def("gaussian_score_moments_workspace", &core::gaussian_score_moments_workspace, arg("n"),
-             arg("k"), arg("d"), arg("r"), arg("itemsize"), pos_only());
+             arg("grad_diagonal"), arg("workspace"), arg("stream"), pos_only());
+  module.def("gaussian_score_moments_workspace", &subquad_gaussian_score_moments_workspace,
+             arg("n"), arg("k"), arg("d"), arg("r"), arg("itemsize"), arg("device"), pos_only());
   module.def("gaussian_score_moments", &gaussian_score_moments, arg("x"), arg("means"),
              arg("factors"), arg("diagonal"), arg("mean"), arg("variance"), arg("workspace"),
-             pos_only());
-  module.def("nearest_centroids_workspace", &core::nearest_centroids_workspace, arg("n"), arg("k"),
-             arg("d"), arg("itemsize"), pos_only());
+             arg("stream"), pos_only());
+  module.def("nearest_centroids_workspace", &subquad_nearest_centroids_workspace, arg("n"),
+             arg("k"), arg("d"), arg("itemsize"), arg("device"), pos_only());
   module.def("nearest_centroids", &nearest_centroids, arg("x"), arg("centroids"), arg("offsets"),
-             arg("labels"), arg("score"), arg("workspace"), pos_only());
-  module.def("component_sums_workspace", &core::component_sums_workspace, arg("n"), arg("k"),
-             arg("d"), arg("itemsize"), pos_only());
+             arg("labels"), arg("score"), arg("workspace"), arg("stream"), pos_only());
+  module.def("component_sums_workspace", &subquad_component_sums_workspace, arg("n"), arg("k"),
+             arg("d"), arg("itemsize"), arg("device"), pos_only());
   module.def("component_sums", &component_sums, arg("y"), arg("labels"), arg("weights"),
-             arg("counts"), arg("sums"), arg("workspace"), pos_only());
-  module.def("component_scatter_workspace", &core::component_scatter_workspace, arg("n"), arg("k"),
-             arg("d"), arg("itemsize"), arg("diagonal"), pos_only());
+             arg("counts"), arg("sums"), arg("workspace"), arg("stream"), pos_only());
+  module.def("component_scatter_workspace", &subquad_component_scatter_workspace, arg("n"),
+             arg("k"), arg("d"), arg("itemsize"), arg("diagonal"), arg("device"), pos_only());
   module.def("component_scatter", &component_scatter, arg("y"), arg("labels"), arg("weights"),
-             arg("means"), arg("scatter"), arg("radii"), arg("workspace"), pos_only());
-  module.def("sample_residuals_workspace", &core::sample_residuals_workspace, arg("n"), arg("d"),
-             arg("largest"), arg("itemsize"), pos_only());
+             arg("means"), arg("scatter"), arg("radii"), arg("workspace"), arg("stream"),
+             pos_only());
+  module.def("sample_residuals_workspace", &subquad_sample_residuals_workspace, arg("n"), arg("d"),
+             arg("largest"), arg("itemsize"), arg("device"), pos_only());
   module.def("sample_residuals", &sample_residuals, arg("x"), arg("deviations"), arg("weights"),
              arg("offsets"), arg("variance"), arg("scale"), arg("shift"), arg("excluded"),
              arg("quadratic"), arg("log_factor"), arg("log_error"), arg("third"), arg("workspace"),
-             pos_only());
+             arg("stream"), pos_only());
 }
 
 }  // namespace subquad::python

@@ -1,5 +1,6 @@
 #include <pybind11/typing.h>
 
+#include <cstdint>
 #include <exception>
 #include <string>
 
@@ -7,6 +8,7 @@
 #include "dlpack.hpp"
 #include "isa.hpp"
 #include "parallel.hpp"
+#include "subquad/c_api.h"
 #include "subquad/errors.hpp"
 
 namespace subquad::python {
@@ -27,6 +29,26 @@ py::typing::Dict<py::str, py::object> build_config() {
   config["openmp"] = static_cast<int>(_OPENMP);
   config["isa_levels"] = isa_levels();
   return config;
+}
+
+py::typing::Dict<py::str, py::object> cuda_info() {
+  subquad_cuda_info info{};
+  {
+    const py::gil_scoped_release unlocked;
+    detail::call(subquad_cuda_query, &info);
+  }
+  py::dict found;
+  found["runtime_version"] = info.runtime_version;
+  found["driver_version"] = info.driver_version;
+  found["device_count"] = info.device_count;
+  found["architectures"] = info.architectures;
+  found["problem"] = info.problem;
+  return found;
+}
+
+void cuda_prepare(std::int32_t device_id) {
+  const py::gil_scoped_release unlocked;
+  detail::call(subquad_cuda_prepare, device_id);
 }
 
 void translate(std::exception_ptr pointer) {
@@ -53,6 +75,8 @@ void bind_runtime(py::module_& module) {
   module.def("get_isa", [] { return isa_name(current_isa()); });
   module.def("isa_levels", &isa_levels);
   module.def("build_config", &build_config);
+  module.def("cuda_info", &cuda_info);
+  module.def("cuda_prepare", &cuda_prepare, py::arg("device_id"), py::pos_only());
   module.def("_dlpack_layout", [] {
     return py::typing::Dict<py::str,
                             py::typing::Tuple<py::int_, py::typing::Tuple<py::int_, py::ellipsis>>>(

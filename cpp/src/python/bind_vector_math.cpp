@@ -1,5 +1,6 @@
 #include <string>
 
+#include "array_check.hpp"
 #include "bindings.hpp"
 #include "dlpack.hpp"
 #include "isa.hpp"
@@ -12,6 +13,8 @@ namespace subquad::python {
 namespace {
 
 void require_vector(const array_view& view, const char* name) {
+  check_place(view, name, {device_type::cpu, 0});
+  check_array(view, name);
   if (view.ndim != 1 || (view.shape[0] > 1 && view.strides[0] != 1)) {
     throw invalid_argument(std::string(name) + ": expected a contiguous array of one dimension");
   }

@@ -6,6 +6,7 @@
 
 namespace subquad::python {
 
+void bind_c_api(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);  // threads, instruction set, build, exceptions
 void bind_vector_math(pybind11::module_& module);
 void bind_normalizers(pybind11::module_& module);

@@ -20,9 +20,14 @@ PyObject* interned(const char* text) {
 // Made once and kept for the life of the process, like the names of attributes in the interpreter.
 struct constants {
   PyObject* dlpack = interned("__dlpack__");
+  PyObject* device = interned("__dlpack_device__");
   PyObject* exchange = interned("__dlpack_c_exchange_api__");
-  PyObject* keywords = py::make_tuple("max_version").release().ptr();
+  PyObject* keywords = py::make_tuple("max_version", "stream").release().ptr();
+  PyObject* version_keyword = py::make_tuple("max_version").release().ptr();
+  PyObject* stream_keyword = py::make_tuple("stream").release().ptr();
   PyObject* max_version = py::make_tuple(1, 0).release().ptr();
+  PyObject* no_wait = py::int_(-1).release().ptr();
+  PyObject* ndarray = py::object(py::module_::import("numpy").attr("ndarray")).release().ptr();
 };
 
 const constants& names() {
@@ -83,15 +88,42 @@ const dlpack::exchange_api* find_exchange_api(PyTypeObject* type) {
   return api;
 }
 
-// The capsule of object.__dlpack__, versioned where the producer knows how.
-py::object call_dlpack(py::handle object, const char* name) {
-  PyObject* arguments[] = {nullptr, object.ptr(), names().max_version};
-  PyObject* capsule = PyObject_VectorcallMethod(
-      names().dlpack, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names().keywords);
-  if (capsule == nullptr && PyErr_ExceptionMatches(PyExc_TypeError) != 0) {
-    // Producers older than DLPack 1.0 do not know the keyword.
+bool is_cuda(std::int32_t device_type) {
+  return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged;
+}
+
+// Whether the producer says that its memory is CUDA's. One that says nothing is of the CPU.
+bool exports_cuda(py::handle object) {
+  if (PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(names().ndarray)) != 0) {
+    return false;
+  }
+  PyObject* device = PyObject_CallMethodNoArgs(object.ptr(), names().device);
+  if (device == nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_AttributeError) == 0) throw py::error_already_set();
     PyErr_Clear();
-    capsule = PyObject_CallMethodNoArgs(object.ptr(), names().dlpack);
+    return false;
+  }
+  const auto pair = py::reinterpret_steal<py::object>(device);
+  return is_cuda(pair[py::int_(0)].cast<std::int32_t>());
+}
+
+PyObject* call_method(PyObject* const* arguments, PyObject* keywords) {
+  return PyObject_VectorcallMethod(names().dlpack, arguments, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                   keywords);
+}
+
+// The capsule of object.__dlpack__, versioned where the producer knows how. A producer of CUDA is
+// told not to order its stream before another (-1): kernels run on the caller's current one.
+py::object call_dlpack(py::handle object, const char* name) {
+  const bool has_stream = exports_cuda(object);
+  PyObject* arguments[] = {nullptr, object.ptr(), names().max_version, names().no_wait};
+  PyObject* capsule =
+      call_method(arguments + 1, has_stream ? names().keywords : names().version_keyword);
+  if (capsule == nullptr && PyErr_ExceptionMatches(PyExc_TypeError) != 0) {
+    // Producers older than DLPack 1.0 do not know the version.
+    PyErr_Clear();
+    arguments[2] = names().no_wait;
+    capsule = call_method(arguments + 1, has_stream ? names().stream_keyword : nullptr);
   }
   if (capsule != nullptr) return py::reinterpret_steal<py::object>(capsule);
   py::error_already_set cause;
@@ -112,12 +144,14 @@ dtype element_type(const dlpack::data_type& type, const char* name) {
   if (type.lanes == 1) {
     if (type.code == dlpack::kFloat && type.bits == 32) return dtype::float32;
     if (type.code == dlpack::kFloat && type.bits == 64) return dtype::float64;
+    if (type.code == dlpack::kFloat && type.bits == 16) return dtype::float16;
+    if (type.code == dlpack::kBfloat && type.bits == 16) return dtype::bfloat16;
     if (type.code == dlpack::kInt && type.bits == 64) return dtype::int64;
     if (type.code == dlpack::kUint && type.bits == 8) return dtype::uint8;
   }
   throw py::type_error(std::string(name) +
-                       ": expected elements of type float32, float64, int64 or uint8, got DLPack "
-                       "type code " +
+                       ": expected elements of type float32, float64, int64, uint8, float16 or "
+                       "bfloat16, got DLPack type code " +
                        std::to_string(type.code) + " of " + std::to_string(type.bits) +
                        " bits and " + std::to_string(type.lanes) + " lanes");
 }
@@ -171,26 +205,27 @@ void borrowed_tensor::import_capsule(py::handle capsule, const char* name) {
 }
 
 void borrowed_tensor::fill_view(const char* name, access mode) {
-  const std::string argument(name);
   if (versioned_ != nullptr && versioned_->version.major != dlpack::kMajorVersion) {
-    throw py::type_error(argument + ": expected DLPack of major version " +
+    throw py::type_error(std::string(name) + ": expected DLPack of major version " +
                          std::to_string(dlpack::kMajorVersion) + ", got " +
                          std::to_string(versioned_->version.major));
   }
   if (mode == access::write && versioned_ != nullptr &&
       (versioned_->flags & dlpack::kFlagReadOnly) != 0) {
-    throw py::value_error(argument + ": expected a writable array, got a read-only one");
+    throw py::value_error(std::string(name) + ": expected a writable array, got a read-only one");
   }
   const dlpack::tensor& tensor = versioned_ != nullptr ? versioned_->tensor : legacy_->tensor;
-  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
-    throw py::type_error(argument +
-                         ": expected an array in memory of the CPU, got one on DLPack "
+  const bool on_cuda = is_cuda(tensor.device.type);
+  if (!on_cuda && tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
+    throw py::type_error(std::string(name) +
+                         ": expected an array in memory of the CPU or on CUDA, got one on DLPack "
                          "device type " +
                          std::to_string(tensor.device.type));
   }
   if (tensor.ndim < 0 || tensor.ndim > kMaxDimensions) {
-    throw py::value_error(argument + ": expected at most " + std::to_string(kMaxDimensions) +
-                          " dimensions, got " + std::to_string(tensor.ndim));
+    throw py::value_error(std::string(name) + ": expected at most " +
+                          std::to_string(kMaxDimensions) + " dimensions, got " +
+                          std::to_string(tensor.ndim));
   }
   // The producer may change its own copies once other threads run.
   for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
@@ -204,9 +239,8 @@ void borrowed_tensor::fill_view(const char* name, access mode) {
   view_.shape = shape_;
   view_.strides = strides_;
   view_.ndim = tensor.ndim;
-  view_.device = device_type::cpu;
-  view_.device_id = 0;
-  check_array(view_, name);
+  view_.device = on_cuda ? device_type::cuda : device_type::cpu;
+  view_.device_id = on_cuda ? tensor.device.id : 0;
 }
 
 py::dict dlpack_layout() {

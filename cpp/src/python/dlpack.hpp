@@ -17,9 +17,10 @@ namespace py = pybind11;
 
 enum class access { read, write };
 
-// Holds on to an array while a kernel works on it. Made and destroyed with the GIL held; in between
-// the view is valid without it. Raises TypeError (no DLPack, element type, device) or ValueError
-// (read-only output, unaligned, no memory), naming the argument.
+// Holds on to an array while a function of the C ABI works on it. Made and destroyed with the GIL
+// held; in between the view is valid without it. Raises TypeError (no DLPack, element type, device)
+// or ValueError (read-only output, number of dimensions), naming the argument; lengths and address
+// are for the C ABI to check.
 //
 // Where type(x) itself, not a base of it, publishes DLPack's C exchange table, that is used: for
 // torch tensors it costs a hundredth of __dlpack__. It does not look at autograd, at function

@@ -9,11 +9,14 @@ namespace subquad::python::dlpack {
 inline constexpr std::uint32_t kMajorVersion = 1;
 
 inline constexpr std::int32_t kCpu = 1;
+inline constexpr std::int32_t kCuda = 2;
 inline constexpr std::int32_t kCudaHost = 3;
+inline constexpr std::int32_t kCudaManaged = 13;
 
 inline constexpr std::uint8_t kInt = 0;
 inline constexpr std::uint8_t kUint = 1;
 inline constexpr std::uint8_t kFloat = 2;
+inline constexpr std::uint8_t kBfloat = 4;
 
 inline constexpr std::uint64_t kFlagReadOnly = 1;
 

@@ -4,8 +4,9 @@
 #include "isa.hpp"
 
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
-  module.doc() = "Compiled kernels: they fill arrays of the CPU, passed by DLPack.";
+  module.doc() = "Compiled kernels: they fill arrays of the CPU and of CUDA, passed by DLPack.";
   subquad::check_environment();
+  subquad::python::bind_c_api(module);
   subquad::python::bind_runtime(module);
   subquad::python::bind_vector_math(module);
   subquad::python::bind_normalizers(module);

@@ -21,8 +21,8 @@ int main(void) {
   const int64_t x_shape[] = {kRows, kDepth};
   const int64_t y_shape[] = {kKeys, kDepth};
   const int64_t out_shape[] = {kRows};
-  const int64_t workspace_shape[] = {
-      (int64_t)subquad_log_normalizer_workspace(1, kRows, kKeys, kDepth, sizeof(double))};
+  const int64_t workspace_shape[] = {(int64_t)subquad_log_normalizer_workspace(
+      1, kRows, kKeys, kDepth, sizeof(double), SUBQUAD_CPU)};
   void* bytes = malloc((size_t)workspace_shape[0] + 1);
 
   const subquad_array x_array = dense(x, SUBQUAD_FLOAT64, x_shape, 2);
@@ -51,6 +51,13 @@ int main(void) {
     printf("an absent argument is not reported: %s\n", error.message);
     ++failures;
   }
+
+  subquad_cuda_info cuda;
+  if (subquad_cuda_query(&cuda, &error) != SUBQUAD_SUCCESS) {
+    printf("subquad_cuda_query: %s\n", error.message);
+    ++failures;
+  }
+  printf("CUDA: %s\n", cuda.problem[0] == '\0' ? cuda.architectures : cuda.problem);
   free(bytes);
   return failures;
 }

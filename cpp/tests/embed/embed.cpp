@@ -45,6 +45,14 @@ int main() {
     std::printf("refused as it should be: %s\n", e.what());
   }
   try {
+    auto elsewhere = y_view;
+    elsewhere.device = subquad::device_type::cuda;
+    subquad::log_normalizer(x_view, elsewhere, nullptr, nullptr, out_view, workspace);
+    ++failures;
+  } catch (const subquad::type_error& e) {
+    std::printf("refused as it should be: %s\n", e.what());
+  }
+  try {
     const std::vector<float> single(6);
     const auto narrow = subquad::contiguous_view(single.data(), y_shape, 2);
     subquad::log_normalizer(x_view, narrow, nullptr, nullptr, out_view, workspace);

@@ -1,7 +1,7 @@
 """The compiled kernels of `subquad._core` for NumPy arrays.
 
-`Kernels` serves every library with memory of the CPU: the library allocates outputs and
-scratch memory, the kernels fill them.
+`Kernels` serves every library with memory of the CPU or of CUDA: the library allocates
+outputs and scratch memory, the kernels fill them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,45 @@ except ImportError as error:
     )
     raise ImportError(message) from error
 
+# Where arrays lie, as the compiled functions number it.
+CPU, CUDA = 0, 1
+
+_SERVED: dict[int, bool] = {}
+
+
+def serves_cuda(device_id: int) -> bool:
+    """Return whether kernels run on this CUDA device.
+
+    The first call loads them, so that later ones may be captured in a CUDA graph.
+
+    Raises
+    ------
+    RuntimeError
+        If CUDA works, and the device does not.
+    """
+    served = _SERVED.get(device_id)
+    if served is None:
+        served = not _core.cuda_info()["problem"]
+        if served:
+            try:
+                _core.cuda_prepare(device_id)
+            except TypeError:
+                # The library holds no kernels for this kind of device.
+                served = False
+        _SERVED[device_id] = served
+    return served
+
 
 class Kernels(ABC):
-    """The primitives over one library's memory of the CPU."""
+    """The primitives over one library's memory of the CPU, or of CUDA."""
 
     xp: Namespace
+    place = CPU
+
+    @property
+    @abstractmethod
+    def stream(self) -> int:
+        """The address of the stream that calls are queued on; 0 for the CPU."""
 
     @abstractmethod
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -43,6 +77,12 @@ class Kernels(ABC):
     @abstractmethod
     def ready(self, array: Array) -> Array:
         """Return an array that the kernels can read: aligned, and its own class."""
+
+    def largest_component(self, offsets: Array, n_samples: int) -> int:
+        """Return a bound on the number of samples between two offsets."""
+        del n_samples
+        sizes = (int(offsets[a + 1] - offsets[a]) for a in range(offsets.shape[0] - 1))
+        return max(sizes, default=0)
 
     def optional(self, array: Array | None) -> Array | None:
         return None if array is None else self.ready(array)
@@ -57,7 +97,8 @@ class Kernels(ABC):
             size = math.prod(batch)
         else:
             batch, size = (), 1
-        out = self.empty((*batch, n), x.dtype)
+        itemsize = x.dtype.itemsize
+        out = self.empty((*batch, n), x.dtype if itemsize > 2 else self.xp.float32)
         _core.log_normalizer(
             self.ready(x),
             self.ready(y),
@@ -65,8 +106,9 @@ class Kernels(ABC):
             None if excluded is None else self.ready(excluded),
             out,
             self.scratch(
-                _core.log_normalizer_workspace(size, n, m, d, x.dtype.itemsize)
+                _core.log_normalizer_workspace(size, n, m, d, itemsize, self.place)
             ),
+            self.stream,
         )
         return out
 
@@ -86,7 +128,7 @@ class Kernels(ABC):
             (*needs[:2], needs[2] and log_weights is not None),
             batch,
             ((n, d), (m, d), (m,)),
-            x.dtype,
+            x.dtype if x.dtype.itemsize > 2 else self.xp.float32,
         )
         _core.log_normalizer_vjp(
             self.ready(grad),
@@ -100,9 +142,10 @@ class Kernels(ABC):
             gw,
             self.scratch(
                 _core.log_normalizer_vjp_workspace(
-                    math.prod(batch), n, m, d, x.dtype.itemsize
+                    math.prod(batch), n, m, d, x.dtype.itemsize, self.place
                 )
             ),
+            self.stream,
         )
         gx, gy, gw = self._summed((gx, gy, gw), (x, y, log_weights))
         return gx, gy, gw
@@ -133,9 +176,10 @@ class Kernels(ABC):
             out,
             self.scratch(
                 _core.gaussian_log_normalizer_workspace(
-                    math.prod(batch), n, k, d, r, x.dtype.itemsize
+                    math.prod(batch), n, k, d, r, x.dtype.itemsize, self.place
                 )
             ),
+            self.stream,
         )
         return out
 
@@ -174,9 +218,10 @@ class Kernels(ABC):
             gd,
             self.scratch(
                 _core.gaussian_log_normalizer_vjp_workspace(
-                    math.prod(batch), n, k, d, r, x.dtype.itemsize
+                    math.prod(batch), n, k, d, r, x.dtype.itemsize, self.place
                 )
             ),
+            self.stream,
         )
         gx, gc, gm, gf, gd = self._summed(
             (gx, gc, gm, gf, gd), (x, log_counts, means, factors, diagonal)
@@ -190,7 +235,9 @@ class Kernels(ABC):
         k, _, r = factors.shape
         mean = self.empty((n, k), x.dtype)
         variance = self.empty((n, k), x.dtype)
-        size = _core.gaussian_score_moments_workspace(n, k, d, r, x.dtype.itemsize)
+        size = _core.gaussian_score_moments_workspace(
+            n, k, d, r, x.dtype.itemsize, self.place
+        )
         _core.gaussian_score_moments(
             self.ready(x),
             self.ready(means),
@@ -199,6 +246,7 @@ class Kernels(ABC):
             mean,
             variance,
             self.scratch(size),
+            self.stream,
         )
         return mean, variance
 
@@ -209,7 +257,7 @@ class Kernels(ABC):
         k = centroids.shape[0]
         labels = self.empty((n,), self.xp.int64)
         score = self.empty((n,), x.dtype)
-        size = _core.nearest_centroids_workspace(n, k, d, x.dtype.itemsize)
+        size = _core.nearest_centroids_workspace(n, k, d, x.dtype.itemsize, self.place)
         _core.nearest_centroids(
             self.ready(x),
             self.ready(centroids),
@@ -217,6 +265,7 @@ class Kernels(ABC):
             labels,
             score,
             self.scratch(size),
+            self.stream,
         )
         return labels, score
 
@@ -226,7 +275,7 @@ class Kernels(ABC):
         n, d = y.shape
         counts = self.empty((k,), self.xp.float64)
         sums = self.empty((k, d), self.xp.float64)
-        size = _core.component_sums_workspace(n, k, d, y.dtype.itemsize)
+        size = _core.component_sums_workspace(n, k, d, y.dtype.itemsize, self.place)
         _core.component_sums(
             self.ready(y),
             self.ready(labels),
@@ -234,6 +283,7 @@ class Kernels(ABC):
             counts,
             sums,
             self.scratch(size),
+            self.stream,
         )
         return counts, sums
 
@@ -249,7 +299,9 @@ class Kernels(ABC):
         k = means.shape[0]
         scatter = self.empty((k, d) if diagonal else (k, d, d), self.xp.float64)
         radii = self.empty((k,), self.xp.float64)
-        size = _core.component_scatter_workspace(n, k, d, y.dtype.itemsize, diagonal)
+        size = _core.component_scatter_workspace(
+            n, k, d, y.dtype.itemsize, diagonal, self.place
+        )
         _core.component_scatter(
             self.ready(y),
             self.ready(labels),
@@ -258,6 +310,7 @@ class Kernels(ABC):
             scatter,
             radii,
             self.scratch(size),
+            self.stream,
         )
         return scatter, radii
 
@@ -277,9 +330,9 @@ class Kernels(ABC):
         log_factor = self.empty((n, k), x.dtype)
         log_error = self.empty((n, k), x.dtype)
         third = self.empty((n, k), x.dtype)
-        largest = max((int(offsets[a + 1] - offsets[a]) for a in range(k)), default=0)
+        largest = self.largest_component(offsets, deviations.shape[0])
         size = _core.sample_residuals_workspace(
-            n, x.shape[1], max(largest, 0), x.dtype.itemsize
+            n, x.shape[1], max(largest, 0), x.dtype.itemsize, self.place
         )
         _core.sample_residuals(
             self.ready(x),
@@ -295,6 +348,7 @@ class Kernels(ABC):
             log_error,
             third,
             self.scratch(size),
+            self.stream,
         )
         return log_factor, log_error, third
 
@@ -348,8 +402,20 @@ def _mixture_batch(
     )
 
 
+class CudaKernels(Kernels):
+    """The primitives over one library's memory of CUDA."""
+
+    place = CUDA
+
+    def largest_component(self, offsets: Array, n_samples: int) -> int:
+        # Looking at the offsets would wait for the device.
+        del offsets
+        return n_samples
+
+
 class _NumPyKernels(Kernels):
     xp = np
+    stream = 0
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         return np.empty(shape, dtype)

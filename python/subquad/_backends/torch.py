@@ -1,4 +1,4 @@
-"""torch tensors of the CPU: operators of its dispatcher, over the compiled kernels.
+"""torch tensors of the CPU and of CUDA: operators over the compiled kernels.
 
 The operators carry autograd, vmap and shape rules, so that compilers and function
 transforms take them as torch's own. A call with plain tensors and no gradient goes to
@@ -15,7 +15,7 @@ import array_api_compat.torch as xp
 import torch
 from torch.autograd import forward_ad
 
-from subquad._backends.compiled import Kernels
+from subquad._backends.compiled import CudaKernels, Kernels, serves_cuda
 from subquad._dispatch import Array, Own, library_of
 from subquad._reference import normalizers as reference
 from subquad._reference._common import batch_shape
@@ -26,8 +26,16 @@ _Optional = torch.Tensor | None
 is_compiling = torch.compiler.is_compiling
 
 
+def _as_memory(array: Array) -> Array:
+    if type(array) is not torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            array = array.detach().as_subclass(torch.Tensor)
+    return array.clone() if array.data_ptr() % array.dtype.itemsize else array
+
+
 class _TorchKernels(Kernels):
     xp = xp
+    stream = 0
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         return torch.empty(tuple(shape), dtype=dtype)
@@ -36,13 +44,66 @@ class _TorchKernels(Kernels):
         return torch.empty(size, dtype=torch.uint8)
 
     def ready(self, array: Array) -> Array:
-        if type(array) is not torch.Tensor:
-            with torch._C.DisableTorchFunctionSubclass():
-                array = array.detach().as_subclass(torch.Tensor)
-        return array.clone() if array.data_ptr() % array.dtype.itemsize else array
+        return _as_memory(array)
+
+
+class _TorchCudaKernels(CudaKernels):
+    xp = xp
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def stream(self) -> int:
+        stream: int = torch.cuda.current_stream(self.device).cuda_stream
+        return stream
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+
+    def scratch(self, size: int) -> Array:
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def ready(self, array: Array) -> Array:
+        return _as_memory(array)
 
 
 _KERNELS: Any = _TorchKernels()
+_CUDA_KERNELS: dict[int, Any] = {}
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _kernels_for(array: torch.Tensor) -> Any:
+    """Return what computes on a tensor's device: the reference where no kernel can."""
+    if array.is_cpu:
+        return _KERNELS
+    index = array.device.index
+    kernels = _CUDA_KERNELS.get(index)
+    if kernels is None:
+        kernels = _TorchCudaKernels(array.device) if serves_cuda(index) else reference
+        _CUDA_KERNELS[index] = kernels
+    return kernels
+
+
+def takes(array: torch.Tensor) -> bool:
+    """Return whether these operators are for a tensor's device.
+
+    What is not known yet while a compiler traces, an operator finds out as it runs.
+    """
+    place = array.device.type
+    if place != "cuda":
+        return place in ("cpu", "meta")
+    kernels = _CUDA_KERNELS.get(array.device.index)
+    if kernels is None and not is_compiling():
+        kernels = _kernels_for(array)
+    return kernels is not reference
+
+
+def keeps_half(array: torch.Tensor) -> bool:
+    """Return whether 16-bit tensors on a tensor's device need no wider copy."""
+    return array.is_cuda and isinstance(
+        _CUDA_KERNELS.get(array.device.index), _TorchCudaKernels
+    )
 
 
 def _is_plain(*tensors: _Optional) -> bool:
@@ -66,7 +127,7 @@ def _is_plain(*tensors: _Optional) -> bool:
             (kind is not torch.Tensor and kind is not torch.nn.Parameter)
             or tensor.is_neg()
             or tensor.layout is not torch.strided
-            or not tensor.is_cpu
+            or not (tensor.is_cpu or tensor.is_cuda)
         ):
             return False
     return True
@@ -95,6 +156,16 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of what is computed from tensors of a type."""
+    return torch.float32 if dtype in _HALVES else dtype
+
+
+def _widened(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tensors as torch's own operators are to compute with them."""
+    return x.to(_wide(x.dtype)), y.to(_wide(y.dtype))
+
+
 # ------------------------------------------------------------------------- primitives
 
 
@@ -102,11 +173,11 @@ def log_normalizer(
     x: Array, y: Array, log_weights: Array | None, excluded: Array | None
 ) -> Array:
     if _needs_reference():
-        return reference.log_normalizer(x, y, log_weights, excluded)
+        return reference.log_normalizer(*_widened(x, y), log_weights, excluded)
     if _is_plain(x, y, log_weights, excluded) and not _has_gradient(x, y, log_weights):
         return _log_normalizer(x, y, log_weights, excluded)
     if _is_transformed():
-        return _transformable_log_normalizer(x, y, log_weights, excluded)
+        return _transformable_log_normalizer(*_widened(x, y), log_weights, excluded)
     return _operators.log_normalizer.default(x, y, log_weights, excluded)
 
 
@@ -121,17 +192,25 @@ def log_normalizer_vjp(
 ) -> tuple[Array | None, Array | None, Array | None]:
     arrays = (grad, x, y, log_weights, excluded, log_z)
     if _needs_reference():
-        return reference.log_normalizer_vjp(*arrays, needs)
+        return _reference_log_normalizer_vjp(*arrays, needs)
     needs = (*needs[:2], needs[2] and log_weights is not None)
     if _is_plain(*arrays) and not _has_gradient(*arrays):
-        gx, gy, gw = _KERNELS.log_normalizer_vjp(*arrays, needs)
+        gx, gy, gw = _kernels_for(x).log_normalizer_vjp(*arrays, needs)
         return gx, gy, gw
     if _is_transformed():
-        found = _transformable_log_normalizer_vjp(*arrays, needs)
+        found = _transformable_log_normalizer_vjp(
+            grad, *_widened(x, y), *arrays[3:], needs
+        )
     else:
         found = _operators.log_normalizer_vjp.default(*arrays, list(needs))
     gx, gy, gw = _only(needs, found)
     return gx, gy, gw
+
+
+def _reference_log_normalizer_vjp(
+    grad: Array, x: Array, y: Array, *arguments: Any
+) -> tuple[Array | None, Array | None, Array | None]:
+    return reference.log_normalizer_vjp(grad, *_widened(x, y), *arguments)
 
 
 def gaussian_log_normalizer(
@@ -147,7 +226,7 @@ def gaussian_log_normalizer(
         return reference.gaussian_log_normalizer(*arrays, own)
     extra = () if own is None else own[:2]
     if _is_plain(*arrays, *extra) and not _has_gradient(*arrays, *extra):
-        return _KERNELS.gaussian_log_normalizer(*arrays, own)
+        return _kernels_for(x).gaussian_log_normalizer(*arrays, own)
     if own is not None:
         return reference.gaussian_log_normalizer(*arrays, own)
     if _is_transformed():
@@ -170,7 +249,7 @@ def gaussian_log_normalizer_vjp(
         return reference.gaussian_log_normalizer_vjp(*arrays, needs)
     needs = (*needs[:4], needs[4] and diagonal is not None)
     if _is_plain(*arrays) and not _has_gradient(*arrays):
-        gx, gc, gm, gf, gd = _KERNELS.gaussian_log_normalizer_vjp(*arrays, needs)
+        gx, gc, gm, gf, gd = _kernels_for(x).gaussian_log_normalizer_vjp(*arrays, needs)
         return gx, gc, gm, gf, gd
     if _is_transformed():
         found = _transformable_gaussian_vjp(*arrays, needs)
@@ -186,14 +265,14 @@ def gaussian_score_moments(
     arrays = (x, means, factors, diagonal)
     if _needs_reference() or not _is_plain(*arrays) or _has_gradient(*arrays):
         return reference.gaussian_score_moments(*arrays)
-    mean, variance = _KERNELS.gaussian_score_moments(*arrays)
+    mean, variance = _kernels_for(x).gaussian_score_moments(*arrays)
     return mean, variance
 
 
 def nearest_centroids(
     x: Array, centroids: Array, offsets: Array
 ) -> tuple[Array, Array]:
-    backend: Any = _KERNELS if _is_plain(x, centroids, offsets) else reference
+    backend: Any = _kernels_for(x) if _is_plain(x, centroids, offsets) else reference
     labels, score = backend.nearest_centroids(x, centroids, offsets)
     return labels, score
 
@@ -201,7 +280,7 @@ def nearest_centroids(
 def component_sums(
     y: Array, labels: Array, weights: Array | None, k: int
 ) -> tuple[Array, Array]:
-    backend: Any = _KERNELS if _is_plain(y, labels, weights) else reference
+    backend: Any = _kernels_for(y) if _is_plain(y, labels, weights) else reference
     counts, sums = backend.component_sums(y, labels, weights, k)
     return counts, sums
 
@@ -209,7 +288,9 @@ def component_sums(
 def component_scatter(
     y: Array, labels: Array, weights: Array | None, means: Array, diagonal: bool
 ) -> tuple[Array, Array]:
-    backend: Any = _KERNELS if _is_plain(y, labels, weights, means) else reference
+    backend: Any = (
+        _kernels_for(y) if _is_plain(y, labels, weights, means) else reference
+    )
     scatter, radii = backend.component_scatter(y, labels, weights, means, diagonal)
     return scatter, radii
 
@@ -228,7 +309,7 @@ def sample_residuals(
     arrays = (x, deviations, weights, offsets, variance, scale, shift, excluded)
     if _needs_reference() or not _is_plain(*arrays) or _has_gradient(*arrays):
         return reference.sample_residuals(*arrays, quadratic)
-    log_factor, log_error, third = _KERNELS.sample_residuals(*arrays, quadratic)
+    log_factor, log_error, third = _kernels_for(x).sample_residuals(*arrays, quadratic)
     return log_factor, log_error, third
 
 
@@ -262,37 +343,43 @@ _OPERATORS.define(
 def _log_normalizer(
     x: torch.Tensor, y: torch.Tensor, log_weights: _Optional, excluded: _Optional
 ) -> Any:
-    if excluded is not None:
+    if excluded is not None and excluded.is_cpu:
         # Here values are real, whatever transforms and tracers stood above.
         check_range("self_index", excluded, y.shape[-2], library_of(excluded))
-    return _KERNELS.log_normalizer(x, y, log_weights, excluded)
+    return _kernels_for(x).log_normalizer(x, y, log_weights, excluded)
 
 
 def _log_normalizer_vjp(*arguments: Any) -> tuple[torch.Tensor, ...]:
     *arrays, needs = arguments
-    return _filled(arrays[1], _KERNELS.log_normalizer_vjp(*arrays, needs))
+    kernels = _kernels_for(arrays[1])
+    return _filled(arrays[1], kernels.log_normalizer_vjp(*arrays, needs))
 
 
 def _gaussian_log_normalizer(*arrays: Any) -> Any:
-    return _KERNELS.gaussian_log_normalizer(*arrays, None)
+    return _kernels_for(arrays[0]).gaussian_log_normalizer(*arrays, None)
 
 
 def _gaussian_log_normalizer_vjp(*arguments: Any) -> tuple[torch.Tensor, ...]:
     *arrays, needs = arguments
-    return _filled(arrays[1], _KERNELS.gaussian_log_normalizer_vjp(*arrays, needs))
+    kernels = _kernels_for(arrays[1])
+    return _filled(arrays[1], kernels.gaussian_log_normalizer_vjp(*arrays, needs))
 
 
 def _filled(
     like: torch.Tensor, gradients: Sequence[_Optional]
 ) -> tuple[torch.Tensor, ...]:
     """Put empty tensors in the place of None, which an operator cannot return."""
-    return tuple(like.new_empty((0,)) if g is None else g for g in gradients)
+    dtype = _wide(like.dtype)
+    return tuple(
+        like.new_empty((0,), dtype=dtype) if g is None else g for g in gradients
+    )
 
 
-_OPERATORS.impl("log_normalizer", _log_normalizer, "CPU")
-_OPERATORS.impl("log_normalizer_vjp", _log_normalizer_vjp, "CPU")
-_OPERATORS.impl("gaussian_log_normalizer", _gaussian_log_normalizer, "CPU")
-_OPERATORS.impl("gaussian_log_normalizer_vjp", _gaussian_log_normalizer_vjp, "CPU")
+for _place in ("CPU", "CUDA"):
+    _OPERATORS.impl("log_normalizer", _log_normalizer, _place)
+    _OPERATORS.impl("log_normalizer_vjp", _log_normalizer_vjp, _place)
+    _OPERATORS.impl("gaussian_log_normalizer", _gaussian_log_normalizer, _place)
+    _OPERATORS.impl("gaussian_log_normalizer_vjp", _gaussian_log_normalizer_vjp, _place)
 
 
 # ----------------------------------------------------------------------- shapes alone
@@ -300,7 +387,7 @@ _OPERATORS.impl("gaussian_log_normalizer_vjp", _gaussian_log_normalizer_vjp, "CP
 
 def _result(x: torch.Tensor, *shapes: Sequence[int]) -> torch.Tensor:
     batch = batch_shape(tuple(x.shape[:-2]), *(tuple(shape) for shape in shapes))
-    return x.new_empty((*batch, x.shape[-2]))
+    return x.new_empty((*batch, x.shape[-2]), dtype=_wide(x.dtype))
 
 
 def _log_normalizer_shape(
@@ -326,8 +413,11 @@ def _gradient_shapes(
     inputs: Sequence[_Optional], needs: Sequence[bool]
 ) -> tuple[torch.Tensor, ...]:
     like = next(a for a in inputs if a is not None)
+    dtype = _wide(like.dtype)
     return tuple(
-        like.new_empty(tuple(a.shape) if needed and a is not None else (0,))
+        like.new_empty(
+            tuple(a.shape) if needed and a is not None else (0,), dtype=dtype
+        )
         for a, needed in zip(inputs, needs, strict=True)
     )
 
@@ -352,6 +442,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 def _log_normalizer_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     x, y, log_weights, excluded, log_z = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
+    # Gradients of 16-bit inputs are float32 here: autograd narrows them.
     return (
         *log_normalizer_vjp(grad, x, y, log_weights, excluded, log_z, needs),
         None,
@@ -554,7 +645,7 @@ def _register(
     torch.library.register_vmap(qualified, rule, lib=_OPERATORS)
 
 
-_log_normalizer_vjp_backward = _backward_of(reference.log_normalizer_vjp, _INDEX_VJP)
+_log_normalizer_vjp_backward = _backward_of(_reference_log_normalizer_vjp, _INDEX_VJP)
 _gaussian_vjp_backward = _backward_of(reference.gaussian_log_normalizer_vjp, None)
 
 _register(

@@ -1,0 +1,27 @@
+#include "bindings.hpp"
+#include "c_functions.hpp"
+
+namespace subquad::python {
+namespace {
+
+const c_functions kFunctions = {
+    sizeof(c_functions),
+    &subquad_cuda_prepare,
+    &subquad_log_normalizer,
+    &subquad_log_normalizer_vjp,
+    &subquad_gaussian_log_normalizer,
+    &subquad_gaussian_log_normalizer_vjp,
+    &subquad_gaussian_score_moments,
+    &subquad_nearest_centroids,
+    &subquad_component_sums,
+    &subquad_component_scatter,
+    &subquad_sample_residuals,
+};
+
+}  // namespace
+
+void bind_c_api(pybind11::module_& module) {
+  module.attr(kCFunctionsAttribute) = pybind11::capsule(&kFunctions, kCFunctionsCapsule);
+}
+
+}  // namespace subquad::python

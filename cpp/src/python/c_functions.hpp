@@ -1,0 +1,32 @@
+// The C ABI as _core hands it to the other modules of this package. They carry no second copy of
+// the core: the number of threads and the instruction set belong to the process.
+#ifndef SUBQUAD_PYTHON_C_FUNCTIONS_HPP
+#define SUBQUAD_PYTHON_C_FUNCTIONS_HPP
+
+#include <cstddef>
+
+#include "subquad/c_api.h"
+
+namespace subquad::python {
+
+// The attribute of _core that holds a capsule of this name, whose pointer is a c_functions.
+inline constexpr const char* kCFunctionsAttribute = "_c_functions";
+inline constexpr const char* kCFunctionsCapsule = "subquad._core._c_functions";
+
+struct c_functions {
+  std::size_t size;  // of this struct, where _core was built
+  decltype(&subquad_cuda_prepare) cuda_prepare;
+  decltype(&subquad_log_normalizer) log_normalizer;
+  decltype(&subquad_log_normalizer_vjp) log_normalizer_vjp;
+  decltype(&subquad_gaussian_log_normalizer) gaussian_log_normalizer;
+  decltype(&subquad_gaussian_log_normalizer_vjp) gaussian_log_normalizer_vjp;
+  decltype(&subquad_gaussian_score_moments) gaussian_score_moments;
+  decltype(&subquad_nearest_centroids) nearest_centroids;
+  decltype(&subquad_component_sums) component_sums;
+  decltype(&subquad_component_scatter) component_scatter;
+  decltype(&subquad_sample_residuals) sample_residuals;
+};
+
+}  // namespace subquad::python
+
+#endif  // SUBQUAD_PYTHON_C_FUNCTIONS_HPP
