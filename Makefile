@@ -12,6 +12,10 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+GPU_PYTHON ?= python3
+GPU_ARGS ?=
+
+CALLERS_PATH := $(PATH)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -21,7 +25,7 @@ CPP_BUILD := build/dev
 DOCS_BUILD := build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs cpp-test cpp-configure bench wheel build clean distclean
+.PHONY: help demo test lint format docs cpp-test cpp-configure bench gpu wheel build clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -60,6 +64,11 @@ docs: $(VENV)/.installed-dev
 ## make bench      the benchmarks (BENCH_ARGS are passed on)
 bench: $(VENV)/.installed-dev
 	python -m benchmarks $(BENCH_ARGS)
+
+## make gpu        build, tests, compute-sanitizer and benchmarks on this machine's NVIDIA GPU
+# With the caller's own Python, where torch, CuPy and JAX for CUDA are.
+gpu:
+	@PATH="$(CALLERS_PATH)" $(GPU_PYTHON) tools/gpu.py $(GPU_ARGS)
 
 ## make wheel      a wheel in dist/
 wheel: $(VENV)/.requirements

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import cuda, machine
 from benchmarks.registry import (
     OPERATIONS,
     Case,
@@ -29,7 +29,7 @@ from benchmarks.registry import (
     Skip,
 )
 
-MODULES = ("tile_product", "normalizers")
+MODULES = ("tile_product", "normalizers", "gpu")
 SCHEMA = 1
 # A timed block is at least this long, so that the clock does not show in tiny calls.
 BLOCK_SECONDS = 2e-3
@@ -56,9 +56,9 @@ def _seconds_per_call(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _repeats(call: Callable[[], Any]) -> int:
+def _repeats(call: Callable[[], Any], timer: cuda.Timer = _seconds_per_call) -> int:
     repeats = 1
-    while (once := _seconds_per_call(call, repeats)) * repeats < BLOCK_SECONDS:
+    while (once := timer(call, repeats)) * repeats < BLOCK_SECONDS:
         repeats = max(2 * repeats, math.ceil(BLOCK_SECONDS / max(once, 1e-9)))
     return repeats
 
@@ -91,7 +91,8 @@ def _limit(case: Case, peer: Peer) -> tuple[float | None, dict[str, float | None
     parts = dict(case.limit if peer.limit is None else peer.limit)
     if not parts or any(part is None for part in parts.values()):
         return None, parts
-    return sum(part for part in parts.values() if part is not None), parts
+    known = [part for part in parts.values() if part is not None]
+    return max(known) if case.overlap else sum(known), parts
 
 
 def _reason(error: BaseException) -> str:
@@ -142,6 +143,9 @@ def _prepare(case: Case, peer: Peer, row: Row) -> Callable[[], Any] | None:
             reason=f"error {check.error:.3g} exceeds {check.tolerance:.3g}",
         )
         return None
+    if peer.timer is not None:
+        # The first call may have compiled, and may have returned before the work ended.
+        row["first"] = peer.timer(call, 1)
     return call
 
 
@@ -160,19 +164,21 @@ def run_case(
         first = row.pop("first", 0.0)
         if call is not None:
             row["rounds"] = min(rounds, 3) if first > LONG_SECONDS else rounds
-            repeats = 1 if first > 0.1 else _repeats(call)
+            timer = peer.timer or _seconds_per_call
+            repeats = 1 if first > 0.1 else _repeats(call, timer)
             calls.append((row, peer, call, repeats, first < WARM_SECONDS))
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(max((row["rounds"] for row, *_ in calls), default=0)):
         # Each round starts with another peer: nobody always follows the same one.
         for place in range(len(calls)):
             index = (place + turn) % len(calls)
-            row, _, call, repeats, is_warmed = calls[index]
+            row, peer, call, repeats, is_warmed = calls[index]
             if turn < row["rounds"]:
-                time.sleep(IDLE_SECONDS)
+                if peer.timer is None:
+                    time.sleep(IDLE_SECONDS)
                 if is_warmed:
                     call()
-                times[index].append(_seconds_per_call(call, repeats))
+                times[index].append((peer.timer or _seconds_per_call)(call, repeats))
     for (row, peer, *_), measured in zip(calls, times, strict=True):
         median = statistics.median(measured)
         limit, parts = _limit(case, peer)
@@ -197,7 +203,7 @@ def run_case(
 
 
 def _child_arguments(options: argparse.Namespace) -> list[str]:
-    arguments = ["--threads", str(options.threads)]
+    arguments = ["--threads", str(options.threads), "--device", options.device]
     if options.sizes:
         arguments += ["--sizes", options.sizes]
     return arguments
@@ -258,14 +264,14 @@ def format_seconds(value: float | None) -> str:
 
 
 HEADER = (
-    f"{'case':<26} {'peer':<26} {'median':>11} {'min':>11} {'max':>11} {'GFLOP/s':>8} "
+    f"{'case':<34} {'peer':<32} {'median':>11} {'min':>11} {'max':>11} {'GFLOP/s':>8} "
     f"{'limit':>11} {'x limit':>8} {'x ours':>7} {'error':>9} {'extra':>9}"
 )
 
 
 def format_row(row: Row) -> str:
     """Return a row as one printed line."""
-    head = f"{row['case']:<26} {row['peer']:<26} "
+    head = f"{row['case']:<34} {row['peer']:<32} "
     if row["status"] == "skipped":
         return head + f"skipped: {row['reason']}"
     if row["status"] == "failed check":
@@ -294,6 +300,7 @@ def _options(options: argparse.Namespace) -> Options:
         threads=options.threads,
         rates=machine.Rates(options.threads),
         sizes=parse_sizes(options.sizes),
+        device=cuda.place(options.device),
     )
 
 
@@ -315,15 +322,34 @@ def run(
     options: argparse.Namespace,
     names: Iterable[str],
     report: Callable[[str], None] = print,
+    save: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run operations and return everything that was seen."""
+    """Run operations and return everything that was seen.
+
+    `save` gets what there is after each operation: who is stopped keeps that.
+    """
     operations = load_operations()
+    started = time.perf_counter()
     facts = machine.facts(options.threads)
     peers = tuple(name for name in (options.peers or "").split(",") if name)
     report(machine.line(facts))
     results: list[Row] = []
     summaries: dict[str, list[str]] = {}
     settings = _options(options)
+    device = settings.device
+    if device.measures:
+        facts["device"] = device.facts()
+        report(machine.device_line(facts))
+
+    def everything() -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "machine": facts,
+            "rates": {**settings.rates.measured, **device.measured},
+            "rows": results,
+            "summaries": summaries,
+        }
+
     for name in names:
         operation = operations[name]
         report(f"\n{name}: {operation.help}\n{HEADER}")
@@ -344,7 +370,14 @@ def run(
                 report(format_row(row))
                 break
             rounds = options.rounds or operation.rounds or 5
-            done = run_case(name, case, rounds, peers)
+            if options.seconds and time.perf_counter() - started > options.seconds:
+                done = [
+                    _blank_row(name, case, peer.name)
+                    | {"reason": f"cut: {options.seconds:.0f} s are over"}
+                    for peer in case.peers
+                ]
+            else:
+                done = run_case(name, case, rounds, peers)
             for row in done:
                 if case.memory and row["status"] == "ok" and not options.no_memory:
                     row["extra_memory"] = _extra_memory(
@@ -361,9 +394,11 @@ def run(
         if options.plot:
             _plot(operation, rows, Path(options.plot), report)
         results += rows
-    rates = settings.rates.measured
+        if save is not None:
+            save(everything())
+    rates = everything()["rates"]
     if rates:
-        report("\nrates, all threads:")
+        report("\nrates, all threads, or the whole device:")
         for key, value in rates.items():
             report(
                 f"  {key:<20} "
@@ -375,13 +410,7 @@ def run(
             f"\nFAILED CHECK in {failed} of {len(results)} rows: "
             "no timing reported for them"
         )
-    return {
-        "schema": SCHEMA,
-        "machine": facts,
-        "rates": rates,
-        "rows": results,
-        "summaries": summaries,
-    }
+    return everything()
 
 
 # Okabe and Ito's palette: told apart by colour-blind readers.
@@ -460,7 +489,11 @@ def plot_bars(rows: list[Row], path: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    result.add_argument("--op", metavar="NAME[,NAME]", help="operations to run")
+    result.add_argument(
+        "--op",
+        metavar="NAME[,NAME]",
+        help="operations to run; 'all'; 'gpu' for those on a GPU",
+    )
     result.add_argument(
         "--list", action="store_true", help="name the operations and leave"
     )
@@ -471,6 +504,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rounds", type=int, help="interleaved rounds (default 5)")
     result.add_argument(
         "--threads", type=int, help="threads of every peer (default: all)"
+    )
+    result.add_argument(
+        "--device",
+        choices=("cuda", "host"),
+        default="cuda",
+        help="where operations on a GPU run; 'host': on arrays of the CPU, which tests "
+        "them and has no results",
+    )
+    result.add_argument(
+        "--seconds", type=float, help="begin no further case after so many seconds"
     )
     result.add_argument("--json", metavar="FILE", help="write the results here too")
     result.add_argument(
@@ -502,6 +545,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{operation.name:<20} {operation.help}")
         return 0
     names = list(operations) if options.op in (None, "all") else options.op.split(",")
+    if names == ["gpu"]:
+        names = [name for name in operations if name.startswith("gpu_")]
     unknown = [name for name in names if name not in operations]
     if unknown:
         command.error(
@@ -511,6 +556,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.error("say --op NAME, --op all or --list")
     if options.rounds is not None and options.rounds < 1:
         command.error(f"--rounds: expected at least 1, got {options.rounds}")
+    if options.json and options.device == "host":
+        command.error("--device host tests the cases, and has no results for --json")
     parse_sizes(options.sizes)
     processors = machine.available_processors()
     if options.threads is None:
@@ -525,9 +572,12 @@ def main(arguments: list[str] | None = None) -> int:
     with machine.equal_threads(options.threads):
         if options.measure_memory:
             return _measure_memory(options)
-        results = run(options, names)
-    if options.json:
-        write_json(results, options.json)
+        path = options.json
+        results = run(
+            options, names, save=(lambda seen: write_json(seen, path)) if path else None
+        )
+    if path:
+        write_json(results, path)
     return int(any(row["status"] == "failed check" for row in results["rows"]))
 
 

@@ -79,6 +79,12 @@ def _blas() -> str | None:
     return None
 
 
+_PACKAGES = (
+    "subquad", "numpy", "scipy", "torch", "jax", "edrep", "cupy-cuda13x",
+    "flash-linear-attention",
+)  # fmt: skip
+
+
 def facts(threads: int) -> dict[str, Any]:
     """Return what a timing depends on."""
     isa = None
@@ -95,11 +101,7 @@ def facts(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": sys.platform,
         "blas": _blas(),
-        "versions": {
-            name: _version(name)
-            for name in ("subquad", "numpy", "scipy", "torch", "jax", "edrep")
-            if _version(name)
-        },
+        "versions": {name: _version(name) for name in _PACKAGES if _version(name)},
     }
 
 
@@ -112,6 +114,20 @@ def line(machine: dict[str, Any]) -> str:
         f"machine: {machine['processor']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, isa {machine['isa'] or 'unknown'}, "
         f"Python {machine['python']}, BLAS {machine['blas'] or 'unknown'}, {versions}"
+    )
+
+
+def device_line(machine: dict[str, Any]) -> str:
+    """Return the facts of the GPU as one line."""
+    device = machine["device"]
+    found = ", ".join(f"{name} {value}" for name, value in device["found"].items())
+    major, minor = device["capability"]
+    return (
+        f"device: {device['name']}, capability {major}.{minor}, "
+        f"{device['multiprocessors']} multiprocessors, up to "
+        f"{device['clock'] / 1e6:.0f} MHz, {device['memory'] / 2**30:.0f} GiB, "
+        f"driver for CUDA {device['driver']}"
+        + (f"; as found: {found}" if found else "")
     )
 
 

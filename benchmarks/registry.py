@@ -47,6 +47,9 @@ class Peer:
         Floating-point operations, where they differ from the case's.
     limit : mapping, optional
         As in `Case`, where it differs from the case's.
+    timer : callable, optional
+        Call and number of repeats to seconds per call, where work goes on after a call
+        has returned; default, the host's clock.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Peer:
     bytes_needed: float = 0.0
     work: float | None = None
     limit: Mapping[str, float | None] | None = None
+    timer: Callable[[Callable[[], Any], int], float] | None = None
 
 
 @dataclasses.dataclass
@@ -73,6 +77,9 @@ class Case:
     limit : mapping
         Seconds the machine cannot go below, by part, from rates measured in the same
         run; None where a rate was not measured.
+    overlap : bool
+        Whether other units do each of the parts: the limit is then the largest, and
+        else their sum.
     work : float, optional
         Floating-point operations.
     memory : bool
@@ -87,6 +94,7 @@ class Case:
     peers: list[Peer]
     check: Callable[[Any], Check]
     limit: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    overlap: bool = False
     work: float | None = None
     memory: bool = False
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -108,6 +116,7 @@ class Options:
     threads: int
     rates: Any
     sizes: tuple[Size, ...] = ()
+    device: Any = None
 
     def grid(self, sizes: Iterable[int], dims: Iterable[int]) -> list[tuple[int, int]]:
         """Return the (n, d) to run: the command line's sizes, the rest by default."""

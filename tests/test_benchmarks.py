@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -11,19 +12,23 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from _arrays import Carrier, Library
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not part of this copy", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import harness, machine, revisions  # noqa: E402
+from benchmarks import cuda, gpu, harness, machine, revisions  # noqa: E402
 from benchmarks.registry import (  # noqa: E402
     OPERATIONS,
     Case,
     Check,
     Operation,
+    Options,
     Peer,
     Skip,
     register,
@@ -337,7 +342,7 @@ def test_list_names_every_operation():
     assert done.returncode == 0, done.stderr
     for name in (
         "tile_product", "log_normalizer", "log_normalizer_vjp", "gaussian", "scaling",
-        "overhead", "accuracy",
+        "overhead", "accuracy", "gpu_log_normalizer",
     ):  # fmt: skip
         assert name in done.stdout
 
@@ -355,3 +360,372 @@ def test_every_operation_passes_its_checks_on_small_sizes(tmp_path):
     assert {row["op"] for row in ours} == set(operations.split(","))
     for row in ours:
         assert row["status"] == "ok" or "torch" in row["reason"], row
+
+
+# -------------------------------------------------------------------- on a GPU
+
+CARD = cuda.Card("NVIDIA X100 8GB (test)", (9, 0), 4, 1e9, 2**33, "13.0")
+GPU_OPERATIONS = {
+    "gpu_log_normalizer", "gpu_log_normalizer_vjp", "gpu_gaussian", "gpu_clusters",
+    "gpu_fit", "gpu_overhead",
+}  # fmt: skip
+
+
+TILED = "torch logsumexp, tiled"
+
+
+class FakeDevice(cuda.Device):
+    """A card whose arrays are those of torch on the CPU."""
+
+    def __init__(self):
+        super().__init__(CARD)
+        self.timed = []
+
+    def torch(self):
+        return pytest.importorskip("torch")
+
+    def tensor(self, a):
+        return self.torch().from_numpy(a)
+
+    def timer(self, library):
+        def seconds_per_call(call, repeats):
+            self.timed.append(library)
+            for _ in range(min(repeats, 2)):
+                call()
+            return 0.25
+
+        return seconds_per_call
+
+    def free_memory(self):
+        return 2.0**30
+
+    def release(self):
+        pass
+
+    def _copy_rate(self):
+        return 1e9
+
+    def replayed(self, call):
+        return call
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_card(monkeypatch):
+    def find_card():
+        raise Skip("no NVIDIA driver")
+
+    monkeypatch.setattr(cuda, "find_card", find_card)
+
+
+def test_gpu_benchmarks_on_a_fake_device(tmp_path, monkeypatch):
+    device = FakeDevice()
+    monkeypatch.setattr(cuda, "place", lambda kind: device)
+    monkeypatch.setattr(cuda, "clocks", lambda: {"clocks.sm": "1 MHz"})
+    out = tmp_path / "out.json"
+    arguments = ["--sizes", "200x8", "--rounds", "2", "--peers", "subquad torch,torch"]
+    status = harness.main(["--op", "gpu", "--json", str(out), *arguments])
+    results = json.loads(out.read_text())
+    rows = results["rows"]
+    assert status == 0, [row for row in rows if row["status"] != "ok"]
+    assert {row["op"] for row in rows} == GPU_OPERATIONS
+    assert {row["status"] for row in rows} == {"ok"}
+    # Times are those of the device's own timer, never of the host's clock.
+    assert {row["median"] for row in rows} == {0.25}
+    assert set(device.timed) == {"torch"}
+    assert results["machine"]["device"]["slug"] == "nvidia-x100-8gb-test"
+    first = rows[0]
+    assert set(first) == ROW_KEYS
+    # The parts overlap; a product in float32 is three products of the tensor cores.
+    clocks = 4 * 1e9
+    assert first["limit_parts"] == {
+        "product": pytest.approx(3 * 2 * 200 * 200 * 8 / (2048 * clocks)),
+        "memory": pytest.approx(4 * 2 * 200 * 8 / 1e9),
+        "exp": pytest.approx(200 * 200 / (16 * clocks)),
+    }
+    assert first["limit"] == max(first["limit_parts"].values())
+
+
+def test_a_wrong_result_of_a_device_is_not_timed(monkeypatch):
+    import subquad
+
+    right = subquad.log_normalizer
+    monkeypatch.setattr(subquad, "log_normalizer", lambda x, y: right(x, y) + 1e-3)
+    options = Options(1, None, harness.parse_sizes("50x4"), FakeDevice())
+    operation = harness.load_operations()["gpu_log_normalizer"]
+    for case_ in operation.cases(options):
+        ours, theirs = harness.run_case("gpu", case_, 1, ("subquad torch", TILED))
+        assert ours["status"] == "failed check"
+        assert ours["median"] is None
+        assert theirs["status"] == "ok"
+        assert theirs["ratio_to_subquad"] is None
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path, capsys, no_card):
+    out = tmp_path / "out.json"
+    assert harness.main(["--op", "gpu", "--json", str(out)]) == 0
+    results = json.loads(out.read_text())
+    assert "device" not in results["machine"]
+    assert {row["op"] for row in results["rows"]} == GPU_OPERATIONS
+    for row in results["rows"]:
+        assert row["reason"] == "not measured: no NVIDIA driver"
+        for key in ("median", "limit", "error", "ratio_to_limit", "ratio_to_subquad"):
+            assert row[key] is None
+    assert "no NVIDIA driver" in capsys.readouterr().out
+
+
+def test_arrays_of_the_cpu_give_no_results(tmp_path):
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit) as raised:
+        harness.main(["--op", "gpu", "--device", "host", "--json", str(out)])
+    assert raised.value.code == 2
+    assert not out.exists()
+
+
+def test_cases_after_the_time_are_cut(tmp_path, operation):
+    operation(Peer("subquad", returning(1.0)))
+    status, results = run(tmp_path, "--seconds", "1e-9")
+    assert status == 0
+    assert results["rows"][0]["reason"].startswith("cut")
+
+
+def test_a_peer_with_a_timer_of_its_own():
+    calls = []
+
+    def timer(call, repeats):
+        calls.append(repeats)
+        return 0.5
+
+    peer = Peer("subquad", returning(1.0), timer=timer)
+    start = time.perf_counter()
+    (row,) = harness.run_case("fake", case(peer), 3)
+    assert row["median"] == 0.5
+    assert calls == [1] * 4
+    # Only the host's clock needs idle workers to fall asleep.
+    assert time.perf_counter() - start < 3 * harness.IDLE_SECONDS
+
+
+def test_names_of_cards():
+    assert cuda.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert cuda.slug(" NVIDIA  RTX (A-100)/x ") == "nvidia-rtx-a-100-x"
+    assert CARD.architecture == "90"
+
+
+DRIVER = """
+#include <string.h>
+#include <stddef.h>
+int cuInit(unsigned flags) { return INIT; }
+int cuDeviceGetCount(int* count) { *count = COUNT; return 0; }
+int cuDeviceGet(int* device, int which) { *device = which; return 0; }
+int cuDriverGetVersion(int* version) { *version = 13010; return 0; }
+int cuDeviceGetName(char* name, int size, int device) {
+  strncpy(name, "NVIDIA Test", size); return 0; }
+int cuDeviceTotalMem_v2(size_t* size, int device) {
+  *size = (size_t)5 << 32; return 0; }
+int cuDeviceGetAttribute(int* value, int what, int device) {
+  *value = what == 13 ? 1980000 : what == 16 ? 132 : what == 75 ? 10 : 3; return 0; }
+"""
+
+
+def driver(directory, init, count):
+    compiler = shutil.which("gcc") or pytest.skip("needs gcc")
+    source, library = directory / "driver.c", directory / f"driver{init}{count}.so"
+    source.write_text(DRIVER)
+    command = [compiler, "-shared", "-fPIC", f"-DINIT={init}", f"-DCOUNT={count}"]
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    return str(library)
+
+
+def test_the_driver_names_its_card(tmp_path):
+    card = cuda.find_card(driver(tmp_path, 0, 1))
+    assert card == cuda.Card("NVIDIA Test", (10, 3), 132, 1.98e9, 5 << 32, "13.1")
+    assert card.architecture == "103"
+    with pytest.raises(Skip, match="sees no GPU"):
+        cuda.find_card(driver(tmp_path, 0, 0))
+    with pytest.raises(Skip, match="cuInit returned CUDA error 999"):
+        cuda.find_card(driver(tmp_path, 999, 1))
+    with pytest.raises(Skip, match="no NVIDIA driver"):
+        cuda.find_card(str(tmp_path / "absent.so"))
+
+
+def test_rates_of_an_unknown_card_are_unknown():
+    device = FakeDevice()
+    device.card = cuda.Card("other", (7, 5), 4, 1e9, 1, "13.0")
+    assert device.rate("tf32") is None
+    assert device.rate("exp") == 16 * 4e9
+    assert gpu.limits(device, flops=1.0)["product"] is None
+
+
+def test_table_of_no_card_has_no_figures():
+    table = tool("results_table").gpu_page([])
+    assert "Not measured" in table
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    rows = [line for line in rows if "subquad" in line or "torch" in line]
+    assert len(rows) > 20
+    assert all("| not measured | – | – | – | – |" in line for line in rows)
+
+
+def test_table_of_a_card():
+    facts = FakeDevice().facts() | {"found": {}}
+    row = {
+        "op": "gpu_x", "case": "c", "peer": "subquad torch", "status": "ok",
+        "median": 2e-3, "limit": 1e-3, "ratio_to_limit": 2.0, "ratio_to_subquad": 1.0,
+        "error": 1e-6,
+    }  # fmt: skip
+    document = {
+        "machine": {"device": facts, "versions": {"torch": "2"}},
+        "rows": [row, row | {"peer": "jax", "status": "skipped"}],
+        "steps": [
+            {"name": "tests", "status": "ok", "seconds": 9.0, "note": "5 passed"}
+        ],
+    }
+    table = tool("results_table").gpu_page([json.loads(json.dumps(document))])
+    assert "NVIDIA X100 8GB (test), capability 9.0" in table
+    assert "- tests: ok, 9 s; 5 passed" in table
+    assert "| c | subquad torch | 2 ms | 1 ms | 50% | 1.00 | 1.0e-06 |" in table
+    assert "| c | jax | not measured | – | – | – | – |" in table
+
+
+def test_make_gpu_without_a_gpu_ends_at_once(capsys, no_card):
+    assert tool("gpu").main([]) == 1
+    assert "needs an NVIDIA GPU: no NVIDIA driver" in capsys.readouterr().err
+
+
+def test_make_gpu_stops_what_takes_too_long(tmp_path, monkeypatch):
+    gpu_tool = tool("gpu")
+    monkeypatch.setattr(gpu_tool, "WORK", tmp_path)
+    monkeypatch.setattr(gpu_tool, "GRACE", 0.5)
+    sleep = "import subprocess; subprocess.run(['sleep', '600'])"
+    # One that ends when it is asked to, and one that does not.
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " + sleep
+    python = [sys.executable, "-c"]
+    start = time.monotonic()
+    ended = gpu_tool.Run(60, dry=True).together(
+        {
+            "good": [*python, "print('done')"],
+            "bad": [*python, "raise SystemExit(3)"],
+            "slow": [*python, sleep],
+            "deaf": [*python, deaf],
+        },
+        2.0,
+    )
+    assert time.monotonic() - start < 10
+    assert {name: process.status for name, process in ended.items()} == {
+        "good": "ok", "bad": "failed", "slow": "cut", "deaf": "cut"
+    }  # fmt: skip
+    assert ended["good"].log.read_text().endswith("done\n")
+    assert ended["bad"].returncode == 3
+
+
+def test_make_gpu_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
+    gpu_tool = tool("gpu")
+    monkeypatch.setattr(gpu_tool, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu_tool, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu_tool, "ROOT", tmp_path)
+    monkeypatch.setattr(cuda, "find_card", lambda: CARD)
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    def measured(run, step, out):
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps({"machine": {}, "rows": [{"median": 1.0}]}))
+        (out.parent / "benchmarks.log").write_text("the log")
+
+    def absent(*_):
+        raise Skip("no tool")
+
+    monkeypatch.setattr(gpu_tool, "build", broken)
+    monkeypatch.setattr(gpu_tool, "tests", lambda *_: None)
+    monkeypatch.setattr(gpu_tool, "sanitize", absent)
+    monkeypatch.setattr(gpu_tool, "measure", measured)
+    assert gpu_tool.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "RuntimeError: no compiler" in printed
+    results = json.loads((tmp_path / "nvidia-x100-8gb-test.json").read_text())
+    assert results["rows"] == [{"median": 1.0}]
+    steps = {step["name"]: step["status"] for step in results["steps"]}
+    assert steps == {
+        "build": "failed", "tests": "ok", "sanitize": "skipped", "benchmarks": "ok"
+    }  # fmt: skip
+    copies = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert copies == ["gpu.log", "nvidia-x100-8gb-test.json"]
+    assert "the log" in (tmp_path / "out" / "gpu.log").read_text()
+
+
+def test_tests_that_ran_nothing_are_no_success(tmp_path):
+    gpu_tool = tool("gpu")
+    report = tmp_path / "report.xml"
+    process = gpu_tool.Process("ok", 0, tmp_path / "log")
+    xml = '<testsuites><testsuite tests="{}" failures="0" errors="0" skipped="{}"/>'
+    report.write_text(xml.format(7, 7) + "</testsuites>")
+    assert gpu_tool.counted(report, process) == (False, "0 passed, 0 failed, 7 skipped")
+    report.write_text(xml.format(9, 2) + "</testsuites>")
+    assert gpu_tool.counted(report, process) == (True, "7 passed, 0 failed, 2 skipped")
+    assert not gpu_tool.counted(tmp_path / "absent.xml", process)[0]
+
+
+def test_small_cases_run_on_numpy_arrays():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "sanitize_cases.py")]
+        + ["--library", "numpy"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for operation in (
+        "log_normalizer", "vjp.log_normalizer", "gaussian_log_normalizer",
+        "vjp.gaussian_log_normalizer", "GaussianNormalizer",
+    ):  # fmt: skip
+        assert f"\ncase {operation} " in "\n" + done.stdout
+
+
+def test_the_suite_on_a_device():
+    """torch on the CPU in the place of a device: which tests run, and that they do."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        + ["tests/test_primitives.py", "tests/test_normalizers.py", "tests/test_isa.py"]
+        + ["-k", "ties or masked_everything or isa", "-rA"],
+        cwd=ROOT,
+        env=os.environ | {"SUBQUAD_TEST_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED tests/test_primitives.py::test_the_lowest_index" in done.stdout
+    assert "::test_masked_everything[torch]" in done.stdout
+    assert "2 passed" in done.stdout
+
+
+def test_arrays_are_carried_to_a_device_and_back():
+    torch = pytest.importorskip("torch")
+    carrier = Carrier(Library("torch", torch))
+    seen = []
+
+    def inner(x):
+        seen.append(type(x))
+        return x
+
+    def function(x, *, y):
+        seen.extend([type(x), type(y)])
+        return carried_inner(x), y + 1, "text"
+
+    carried_inner = carrier.carried(inner)
+    first, second, third = carrier.carried(function)(np.ones(2), y=np.zeros(3))
+    # A call from within the library is left alone.
+    assert seen == [torch.Tensor] * 3
+    assert type(first) is type(second) is np.ndarray
+    np.testing.assert_array_equal(second, np.ones(3))
+    assert third == "text"
+    with pytest.raises(AssertionError, match="on the CPU"):
+        carrier.carried(lambda x: np.ones(1))(np.ones(1))

@@ -1,7 +1,8 @@
 """Write the tables of measured results from the JSON that the benchmarks stored.
 
-``benchmarks/results/*.json`` -> ``docs/_generated/performance.md``, and between the
-markers of ``README.md``. With ``--check``, say whether they are what the JSON makes.
+``benchmarks/results/*.json`` -> ``docs/_generated/performance.md``, or ``gpu.md`` in
+its place for those of a GPU, and between the markers of ``README.md``. With
+``--check``, say whether they are what the JSON makes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import cuda, machine  # noqa: E402
+from benchmarks.harness import load_operations  # noqa: E402
+from benchmarks.registry import Options, Row  # noqa: E402
+
 PAGE = ROOT / "docs" / "_generated" / "performance.md"
+GPU_PAGE = PAGE.with_name("gpu.md")
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
@@ -75,6 +83,73 @@ def page(documents: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+NOT_MEASURED = "not measured"
+
+
+def gpu_outline() -> list[Row]:
+    """Return a row for everything that would be measured on a GPU."""
+    options = Options(threads=1, rates=None, device=cuda.Place())
+    return [
+        {"op": name, "case": case.name, "peer": peer.name, "status": "skipped"}
+        for name, operation in load_operations().items()
+        if name.startswith("gpu_")
+        for case in operation.cases(options)
+        for peer in case.peers
+    ]
+
+
+def gpu_table(rows: list[Row]) -> list[str]:
+    """Return the rows of one operation; who has no time has no figure either."""
+    lines = [
+        "| case | | median | limit | share of the limit | × ours | error |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        head = f"| {row['case']} | {row['peer']} "
+        if row["status"] != "ok":
+            text = NOT_MEASURED if row["status"] == "skipped" else row["status"]
+            lines.append(f"{head}| {text} | – | – | – | – |")
+            continue
+        ratio, ours = row["ratio_to_limit"], row["ratio_to_subquad"]
+        lines.append(
+            f"{head}| {duration(row['median'])} | {duration(row['limit'])} "
+            f"| {'–' if ratio is None else format(1 / ratio, '.0%')} "
+            f"| {'–' if ours is None else format(ours, '.2f')} "
+            f"| {'–' if row['error'] is None else format(row['error'], '.1e')} |"
+        )
+    return lines
+
+
+def gpu_page(documents: list[dict[str, Any]]) -> str:
+    """Return the results of each card, or what there will be to measure."""
+    lines = []
+    for document in documents:
+        facts = document["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
+        lines += [machine.device_line(facts), "", versions, ""]
+        for step in document.get("steps", []):
+            lines.append(
+                f"- {step['name']}: {step['status']}, {step['seconds']:.0f} s"
+                + (f"; {step['note']}" if step["note"] else "")
+            )
+        lines.append("")
+        lines += gpu_tables(document["rows"] or gpu_outline())
+    if not documents:
+        text = "Not measured: no results of a card are stored. These are the cases."
+        lines += [text, "", *gpu_tables(gpu_outline())]
+    return "\n".join(lines)
+
+
+def gpu_tables(rows: list[Row]) -> list[str]:
+    """Return a table for each operation."""
+    lines = []
+    for operation in dict.fromkeys(row["op"] for row in rows):
+        lines += [f"**{operation}**", ""]
+        lines += gpu_table([row for row in rows if row["op"] == operation])
+        lines.append("")
+    return lines
+
+
 def short(documents: list[dict[str, Any]]) -> str:
     """Return one line a case: ours, the share of the limit, the ratio of each peer."""
     lines = [
@@ -109,11 +184,14 @@ def main() -> int:
     """Write the tables, or compare them."""
     paths = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    of_cards = [each for each in documents if "device" in each["machine"]]
+    documents = [each for each in documents if each not in of_cards]
     readme = README.read_text(encoding="utf-8")
     head, _, rest = readme.partition(BEGIN)
     _, _, tail = rest.partition(END)
     wanted = {
         PAGE: page(documents),
+        GPU_PAGE: gpu_page(of_cards),
         README: f"{head}{BEGIN}\n{short(documents)}\n{END}{tail}",
     }
     if "--check" in sys.argv[1:]:
