@@ -18,6 +18,8 @@ GPU_ARGS ?=
 CALLERS_PATH := $(PATH)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# One architecture is enough to see that the CUDA library builds; wheels get all of them.
+build demo test lint docs bench: export SUBQUAD_CUDA_ARCHITECTURES ?= 90-real
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp/include cpp/src cmake -type f 2>/dev/null)
@@ -104,6 +106,11 @@ $(VENV)/.installed-demo: $(VENV)/.requirements $(VENV)/.data $(NATIVE)
 	$(PIP_INSTALL) --no-build-isolation --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.requirements $(VENV)/.data $(NATIVE)
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+# The headers of jaxlib are needed before the package is built.
+$(VENV)/.jax: $(VENV)/.requirements
+	$(PIP_INSTALL) jax
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.requirements $(VENV)/.data $(VENV)/.jax $(NATIVE)
+	SUBQUAD_JAX=ON $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $(VENV)/.installed-demo $@

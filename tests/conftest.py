@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import inspect
 import os
@@ -11,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 sys.path.insert(0, os.path.dirname(__file__))
 
@@ -116,26 +114,13 @@ def _is_carried(item: pytest.Item) -> bool:
     )
 
 
-# Open to the end: whatever has met the stand-in keeps it.
-_STAND_IN = contextlib.ExitStack()
-
-
-def pytest_unconfigure() -> None:
-    _STAND_IN.close()
-
-
-@functools.cache
-def _stand_in(double: ModuleType) -> ModuleType:
-    return _STAND_IN.enter_context(double.installed_cupy())
-
-
 def _library(name: str) -> Library:
     module = LIBRARIES[name]
     namespace = pytest.importorskip(
         module, reason=f"{module} is not installed", exc_type=ImportError
     )
     if name == "cuda-on-host":
-        namespace = _stand_in(namespace)
+        namespace = namespace.installed_cupy()
     reason = why_unusable(name, namespace)
     if reason is not None:
         pytest.skip(reason)

@@ -822,6 +822,26 @@ class Runtime:
         return function(ctypes.pointer(frame))
 
 
+def test_known_index_inside_a_traced_function():
+    x, y = normal((4, 3), (6, 3))
+    index = jnp.asarray(np.array([0, 5, -1, 2]))
+
+    def left_out(x):
+        return sq.log_normalizer(x, y, self_index=index, self_term="exclude")
+
+    np.testing.assert_allclose(jax.jit(left_out)(x), left_out(x), rtol=1e-14)
+    beyond = index + 3
+    with pytest.raises(ValueError, match="self_index must lie between"):
+        jax.jit(lambda x: sq.log_normalizer(x, y, self_index=beyond))(x)
+
+
+def test_fitted_models_survive_a_traced_function():
+    x, y = normal((4, 3), (60, 3))
+    model = sq.GaussianNormalizer(2, random_state=0).fit(y)
+    traced = jax.jit(model.log_normalizer)(x)
+    np.testing.assert_allclose(model.log_normalizer(x), traced, rtol=1e-12)
+
+
 def check_cuda_handlers(path):
     """Call the handlers for CUDA as XLA does; a recorder stands for the kernels."""
     handlers = jax_targets._handlers().handlers()

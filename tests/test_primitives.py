@@ -66,6 +66,16 @@ def test_nearest_centroids(n, k, d, dtype):
     assert_close(truth[np.arange(n), labels], truth.max(axis=1), dtype)
 
 
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_a_radius_is_nan_where_a_row_is(diagonal):
+    # Rows after the one of NaN, in its own part of the component and in later ones.
+    y = np.ones((5000, 3))
+    y[7] = np.nan
+    labels, means = np.zeros(5000, np.int64), np.zeros((2, 3))
+    _, radii = compiled.component_scatter(y, labels, None, means, diagonal)
+    np.testing.assert_array_equal(radii, [np.nan, 0])
+
+
 def test_the_lowest_index_wins_ties():
     x = np.ones((40, 3))
     labels, _ = compiled.nearest_centroids(x, np.ones((30, 3)), np.zeros(30))

@@ -201,7 +201,7 @@ void component_scatter_as(const array_view& y, const array_view& labels, const a
       radius = layout.radii[index];
       continue;
     }
-    if (!(layout.radii[index] <= radius)) radius = layout.radii[index];
+    radius = larger_or_nan(radius, layout.radii[index]);
     const double* from = layout.scatters + task.part * size;
     for (std::int64_t i = 0; i < size; ++i) to[i] += from[i];
   }

@@ -1,5 +1,5 @@
-// What the log-normaliser of a Gaussian mixture, its reverse and its moments ask of their arrays, on
-// every device.
+// What the log-normaliser of a Gaussian mixture, its reverse and its moments ask of their arrays,
+// on every device.
 #ifndef SUBQUAD_GAUSSIAN_NORMALIZERS_CHECKS_HPP
 #define SUBQUAD_GAUSSIAN_NORMALIZERS_CHECKS_HPP
 

@@ -252,5 +252,5 @@ int main() {
   a_workspace_too_small();
   strides_of_views();
   runtime_functions();
-  return checks::failures();
+  return checks::status();
 }

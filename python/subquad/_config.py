@@ -189,6 +189,8 @@ def show_config(
     if mode not in ("stdout", "dicts"):
         message = f"mode must be 'stdout' or 'dicts', got {mode!r}"
         raise ValueError(message)
+    from subquad._backends import jax_targets
+
     core = _core()
     config = {
         "version": __version__,
@@ -196,6 +198,7 @@ def show_config(
         "isa_levels": list(core.isa_levels()),
         "threads": core.get_num_threads(),
         "cuda": dict(core.cuda_info()),
+        "jax": jax_targets.status() if _is_installed("jax") else None,
         "libraries": [
             name for name, module in _LIBRARIES.items() if _is_installed(module)
         ],
@@ -209,6 +212,7 @@ def show_config(
         "instruction set": f"{config['isa']} (of {', '.join(config['isa_levels'])})",
         "threads": config["threads"],
         "CUDA": _cuda_line(config["cuda"]),
+        "JAX": config["jax"] or "not installed",
         "libraries": ", ".join(config["libraries"]),
         "build": ", ".join(
             f"{key} {value}"

@@ -178,7 +178,7 @@ SUBQUAD_API subquad_status subquad_log_normalizer_vjp(
  * weight w = exp(own_log_weight_i), in component a = own_component_i (-1: it is not). Its component
  * is then used without it: with s = |x_i|^2 and W = exp(log_counts_a),
  *   W' = W - w, m' = (W m - w s) / W', v' = max(0, W / W' (v - w (s - m)^2 / W')),
- * empty where W' <= 4 eps W (eps of float64). With include_own != 0, one more term
+ * empty where W' <= 4 eps W (eps of the element type). With include_own != 0, one more term
  * own_log_weight_i + s is added to the sum. */
 SUBQUAD_API size_t subquad_gaussian_log_normalizer_workspace(int64_t batch, int64_t n, int64_t k,
                                                              int64_t d, int64_t r, int64_t itemsize,

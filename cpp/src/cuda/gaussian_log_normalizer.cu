@@ -16,7 +16,7 @@ namespace {
 template <class T>
 struct combine_kernel {
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 4;
+  static constexpr int kBlocks = 3;
   static constexpr std::int64_t kMostParts = 8;
   using arrays = mixture_arrays<T>;
   struct shared_memory {
@@ -215,7 +215,8 @@ std::size_t workspace_as(const mixture_sizes& size) {
 
 namespace subquad::core {
 
-// At most kSlabBytes for moments, unless those of one row take more, and as much for packed factors.
+// At most kSlabBytes for moments, unless those of one row take more, and as much for packed
+// factors.
 std::size_t gaussian_log_normalizer_workspace(std::int64_t batch, std::int64_t n, std::int64_t k,
                                               std::int64_t d, std::int64_t r,
                                               std::int64_t itemsize) {

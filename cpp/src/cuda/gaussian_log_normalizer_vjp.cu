@@ -84,7 +84,7 @@ struct small_product {
 // The products left_i . right_j of a matrix for each component of each entry of a group, one block
 // for a tile of one of them; `problem` says what is multiplied and takes the results:
 //   std::int64_t rows, columns                             of each result
-//   void locate(std::int64_t index, small_product<T>& to)  of component index % k of entry index / k
+//   void locate(std::int64_t index, small_product<T>& to)  component index % k of entry index / k
 //   void put(const small_product<T>&, int row, int column, T product)
 //                                                          outside of the result too: 0
 // Products that the split of float32 made NaN are those of plain arithmetic.
@@ -208,8 +208,8 @@ struct covariance_problem {
 };
 
 // grad_x_i = sum_a R_ia (means_a + covariances_a x_i), over the components of a part where they are
-// cut. A block computes a tile of rows and columns; the products with one component's covariance are
-// weighed and added in registers. Terms of R_ia = 0 count for nothing. Entries that the split of
+// cut. A block computes a tile of rows and columns; the products with one component's covariance
+// are weighed and added in registers. Terms of R_ia = 0 count for nothing. Entries that the split of
 // float32 made NaN are computed again in plain arithmetic.
 //
 // Nothing aliases. Beside what R and the covariances miss: each product as tile_product says, and
@@ -506,8 +506,8 @@ struct factor_gradient_problem {
   }
 };
 
-// The workspace. Responsibilities take all of batch * k * n, means and packed factors kSlabBytes each
-// at most. Covariances and scatters take kGroupBytes, or what one entry of the batch needs: entries
+// The workspace. Responsibilities take all of batch * k * n, means and packed factors at most
+// kSlabBytes each. Covariances and scatters take kGroupBytes, or what one entry of the batch needs: entries
 // go in groups. The parts of sums take less than 512 of these, of blocks, more.
 constexpr std::int64_t kGroupBytes = std::int64_t{16} << 20;
 

@@ -64,10 +64,10 @@ struct pack_factors_kernel {
   }
 };
 
-// mean_ia = x_i . means_a and variance_ia = sum_t x_it^2 diagonal_at, 0 without a diagonal, in plain
-// arithmetic: beside a factor of more than a few columns they are a few percent of the work, and
-// would take a whole tile of columns where the rank fills its tiles. A block computes a tile of rows
-// against a tile of components.
+// mean_ia = x_i . means_a and variance_ia = sum_t x_it^2 diagonal_at, 0 without a diagonal, in
+// plain arithmetic: beside a factor of more than a few columns they are little of the work, and
+// would take a whole tile of columns where the rank fills its tiles. A block computes a tile of
+// rows against a tile of components.
 template <class T>
 struct linear_moments_kernel {
   static constexpr int kThreads = 128;
@@ -254,9 +254,7 @@ struct factor_squares_kernel {
     if constexpr (tile::warp::kIsSplit) {
       for (int row = 0; row < n_rows; ++row) {
         const T sum = sum_of(row, 0, shared);
-        if (sum == sum) continue;
-        __syncthreads();
-        settle(row, shared);
+        if (sum != sum) settle(row, shared);
       }
     }
     for (int row = static_cast<int>(threadIdx.x); row < n_rows; row += kThreads) {

@@ -1,4 +1,4 @@
-// The moments of the scores of Gaussian mixtures, which their evaluation and its reverse are made of.
+// The moments of the scores of Gaussian mixtures: what evaluation and reverse are made of.
 #ifndef SUBQUAD_CUDA_GAUSSIAN_MOMENTS_CUH
 #define SUBQUAD_CUDA_GAUSSIAN_MOMENTS_CUH
 

@@ -403,7 +403,7 @@ struct weighted_sum_kernel {
       for (int i = 0; i < tile::kTilesDown; ++i) weights::load(a[i], scores.values[i][j]);
       SUBQUAD_UNROLL
       for (int e = 0; e < out_tile::kTilesAcross; ++e) {
-        if (e == out_tile::kTilesAcross / 2 && elements <= e * 8) break;
+        if (e % 2 == 0 && e * 8 >= elements) break;
         typename weights::right b;
         weights::load(b, shared.columns + j * 8 * kOutStride + e * 8, kOutStride, tile::lane());
         SUBQUAD_UNROLL

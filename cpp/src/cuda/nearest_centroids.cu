@@ -41,8 +41,8 @@ struct nearest_arguments {
 };
 
 // labels_i = argmax_c x_i . centroids_c + offsets_c and its score, the lowest index among equals,
-// -inf and label 0 where no score is above -inf; or, where centroids are cut into parts, the best of
-// each part, in states[part][n]. One block computes a tile of rows against the centroids of a part.
+// -inf and label 0 where no score is above -inf; or, where centroids are cut into parts, the best
+// of each part, in states[part][n]. One block computes a tile of rows against one part.
 //
 // Nothing aliases. A score is within tile_product's bound and one rounding of the exact one, and no
 // exact score is above that of the label by more than the bounds of both. NaN is no score.
@@ -164,27 +164,24 @@ struct nearest_kernel {
   // finite.
   SUBQUAD_DEVICE void settle(int first_column, typename tile::accumulators& scores,
                              shared_memory& shared) const {
-    std::uint64_t left = 0;
-    static_assert(tile::kThreadRows * tile::kThreadColumns <= 64);
     SUBQUAD_UNROLL
     for (int r = 0; r < tile::kThreadRows; ++r) {
+      unsigned left = 0;
       SUBQUAD_UNROLL
       for (int c = 0; c < tile::kThreadColumns; ++c) {
-        const std::uint64_t bit = scores(r, c) != scores(r, c) ? 1 : 0;
-        left |= bit << (r * tile::kThreadColumns + c);
+        left |= scores(r, c) != scores(r, c) ? 1u << c : 0;
       }
-    }
-    SUBQUAD_NO_UNROLL
-    for (int index = 0; left != 0; ++index, left >>= 1) {
-      if ((left & 1) == 0) continue;
-      const int r = index / tile::kThreadColumns;
-      const int c = tile::column(index % tile::kThreadColumns);
       const int row = tile::row(r);
-      const int j = first_column + c;
       if (row >= shared.product.x.count) continue;
-      const T score = plain_product(shared.product.x, row, shared.product.y, j) +
-                      shared.offsets[tile::parity(first_column)][c];
-      shared.best[r][threadIdx.x].merge({score, j});
+      SUBQUAD_NO_UNROLL
+      for (int c = 0; left != 0; ++c, left >>= 1) {
+        if ((left & 1) == 0) continue;
+        const int column = tile::column(c);
+        const T score =
+            plain_product(shared.product.x, row, shared.product.y, first_column + column) +
+            shared.offsets[tile::parity(first_column)][column];
+        shared.best[r][threadIdx.x].merge({score, first_column + column});
+      }
     }
   }
 };

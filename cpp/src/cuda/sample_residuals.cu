@@ -81,9 +81,9 @@ struct residual_tile<double> {
 
 // log_factor, log_error and third of c_api.h, for a tile of rows and one component a block.
 //
-// Nothing aliases. Exponents t - v/2 above 1 share a factor e^c that returns as a logarithm: nothing
-// overflows that is finite. With p = e^(t - v/2 - c), u = 2^-24 (2^-53) and scores within e, that is
-// tile_product's bound and two roundings, r e^-c is within
+// Nothing aliases. Exponents t - v/2 above 1 share a factor e^c that returns as a logarithm:
+// nothing overflows that is finite. With p = e^(t - v/2 - c), u = 2^-24 (2^-53) and scores within
+// e, that is tile_product's bound and two roundings, r e^-c is within
 //   |w| (p (e + u (|t - v/2| + 3 |log p| + 4)) + e^-c (|q'(t)| e + (8 + 2 c) u |q|))
 // and two roundings, |q| with the magnitudes of the terms of q; sums over s samples are within
 // (s / 8 + 90 + 2 c) u of the sums of magnitudes.

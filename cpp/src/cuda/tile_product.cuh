@@ -205,9 +205,11 @@ SUBQUAD_DEVICE void stage_rows(S* to, const rows_of<S>& from, int first, int k) 
 // The products of kRows rows of x with the rows of y ("columns"), kColumns at a time, by a block of
 // kWarpsDown x kWarpsAcross warps. Each thread holds kThreadRows x kThreadColumns of a tile.
 //
-// float32: within (depth / 8 + 13) 2^-22 sum_k |x_k| |y_k|; products with infinities may be NaN where
-// plain arithmetic gives an infinity, and users settle a NaN with plain_product. Other types: each
-// product exact or rounded once, sums in the order of tensor cores.
+// float32: within (9 depth / 8 + 13) 2^-22 sum_k |x_k| |y_k|, underflow aside, on tensor cores that
+// add four products at a time and cut them to 25 bits of the largest (compute capability 8.0; later
+// ones lose less); the worst numbers known take (depth / 4 + 13) 2^-22. Products with infinities
+// may be NaN where plain arithmetic gives an infinity, and users settle a NaN with plain_product.
+// Other types: each product exact or rounded once, sums in the order of tensor cores.
 template <class S, int kRows_, int kColumns_, int kWarpsDown, int kWarpsAcross>
 struct tile_product {
   using element = S;

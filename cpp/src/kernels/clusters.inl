@@ -167,7 +167,7 @@ void component_scatter(const component_scatter_task<T>& task) {
       const double square = centre_row<T>(task.y, j, depth, task.center, row);
       const T weight = task.weights ? task.weights[j] : T(1);
       if (weight != T(0)) {
-        if (!(square <= largest)) largest = square;
+        largest = larger_or_nan(largest, square);
       } else {
         for (std::int64_t k = 0; k < depth; ++k) row[k] = T(0);  // 0 * NaN must not count
       }
@@ -211,7 +211,7 @@ void component_diagonal_scatter(const component_scatter_task<T>& task) {
     const T weight = task.weights ? task.weights[j] : T(1);
     if (weight == T(0)) continue;
     const double square = centre_row<T>(task.y, j, depth, task.center, row);
-    if (!(square <= largest)) largest = square;
+    largest = larger_or_nan(largest, square);
     for (std::int64_t k = 0; k < depth; ++k) {
       const double c = static_cast<double>(row[k]);
       task.scatter[k] += static_cast<double>(weight) * c * c;

@@ -9,6 +9,11 @@
 
 namespace subquad {
 
+// The larger of two lengths, NaN where one is.
+SUBQUAD_ALWAYS_INLINE inline double larger_or_nan(double a, double b) {
+  return a == a && !(b <= a) ? b : a;
+}
+
 // label_i = argmax_c x_i . centroids_c + offsets_c, score_i the maximum; the lowest index wins
 // ties, label 0 where every score is NaN or -inf.
 template <class T>

@@ -1,5 +1,5 @@
-// Mixtures for the tests of the Gaussian kernels: arrays of any layout, and the truth about scores in
-// long double beside what float32 and float64 may miss of it.
+// Mixtures for the tests of the Gaussian kernels: arrays of any layout, and the truth about scores
+// in long double beside what float32 and float64 may miss of it.
 #ifndef SUBQUAD_CUDA_ON_HOST_MIXTURES_HPP
 #define SUBQUAD_CUDA_ON_HOST_MIXTURES_HPP
 

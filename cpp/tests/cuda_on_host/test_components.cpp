@@ -525,5 +525,5 @@ int main() {
   check_deterministic<float>();
   check_deterministic<double>();
   check_errors();
-  return checks::failures();
+  return checks::status();
 }

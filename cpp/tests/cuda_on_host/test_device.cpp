@@ -499,5 +499,5 @@ int main() {
   test_copy<8>();
   test_copy<16>();
   test_groups();
-  return checks::failures() > 0;
+  return checks::status();
 }

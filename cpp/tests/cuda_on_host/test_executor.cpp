@@ -1056,5 +1056,5 @@ int main() {
   test_blocks();
   test_faults();
   test_process();
-  return checks::failures() > 0;
+  return checks::status();
 }

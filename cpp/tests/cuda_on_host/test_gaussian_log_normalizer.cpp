@@ -434,5 +434,5 @@ int main() {
   test_all<float>();
   test_all<double>();
   test_slabs();
-  return checks::failures();
+  return checks::status();
 }

@@ -263,5 +263,5 @@ int main() {
     check_some<double>();
   }
   check_errors();
-  return checks::failures();
+  return checks::status();
 }
