@@ -19,7 +19,7 @@ CALLERS_PATH := $(PATH)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # One architecture is enough to see that the CUDA library builds; wheels get all of them.
-build demo test lint docs bench: export SUBQUAD_CUDA_ARCHITECTURES ?= 90-real
+build demo test lint docs bench cuda-test: export SUBQUAD_CUDA_ARCHITECTURES ?= 90-real
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp/include cpp/src cmake -type f 2>/dev/null)
@@ -27,7 +27,7 @@ CPP_BUILD := build/dev
 DOCS_BUILD := build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs cpp-test cpp-configure bench gpu wheel build clean distclean
+.PHONY: help demo test lint format docs cpp-test cpp-configure cuda-test bench gpu wheel build clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -46,7 +46,13 @@ test: $(VENV)/.installed-dev
 ## make cpp-test   C++ tests, and the programs that embed the installed library
 cpp-test: cpp-configure
 	cmake --build $(CPP_BUILD)
-	ctest --test-dir $(CPP_BUILD) --output-on-failure
+	ctest --test-dir $(CPP_BUILD) --output-on-failure --parallel $(shell nproc)
+
+## make cuda-test  the suite on the CUDA kernels, run by the CPU
+# Without the accuracy on published data, which takes as long as all the rest.
+cuda-test: $(VENV)/.installed-dev cpp-configure
+	cmake --build $(CPP_BUILD) --target subquad_cuda_on_host
+	SUBQUAD_TEST_DEVICE=host python -m pytest -k "not published_accuracy" $(PYTEST_ARGS)
 
 cpp-configure: $(VENV)/.requirements
 	cmake --preset dev

@@ -1,12 +1,13 @@
-# cmake -DNVCC=<nvcc> -DSOURCE=<file.cu> -DROOT=<repository> -DOUTPUT=<file> -P check_cuda_resources.cmake
+# cmake -DNVCC=<nvcc> -DARCHITECTURE=<90> -DSOURCE=<file.cu> -DROOT=<repository> -DOUTPUT=<file>
+#       -P check_cuda_resources.cmake
 #
 # A kernel must not spill registers: what it spills goes through memory in its innermost loop. Prints
 # the registers of every kernel.
 
 execute_process(
   COMMAND
-    ${NVCC} -std=c++17 -O3 -arch=sm_90 -cubin --expt-relaxed-constexpr -Xptxas -v --Werror=all-warnings
-    -DSUBQUAD_FOR_CUDA -I${ROOT}/cpp/include -I${ROOT}/cpp/src -I${ROOT}/cpp/src/kernels ${SOURCE} -o
+    ${NVCC} -std=c++17 -O3 -arch=sm_${ARCHITECTURE} -cubin --expt-relaxed-constexpr -Xptxas -v
+    --Werror=all-warnings -DSUBQUAD_FOR_CUDA -I${ROOT}/cpp/include -I${ROOT}/cpp/src -I${ROOT}/cpp/src/kernels ${SOURCE} -o
     ${OUTPUT}
   OUTPUT_VARIABLE report
   ERROR_VARIABLE report

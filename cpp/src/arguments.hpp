@@ -147,8 +147,7 @@ inline dtype arithmetic_type(dtype type) { return type == dtype::float64 ? type 
 inline void require_floating(const array_view& array, const char* name) {
   if (array.type != dtype::float32 && array.type != dtype::float64 &&
       array.type != dtype::float16 && array.type != dtype::bfloat16) {
-    throw type_error(std::string(name) +
-                     ": expected float32, float64, float16 or bfloat16, got " +
+    throw type_error(std::string(name) + ": expected float32, float64, float16 or bfloat16, got " +
                      dtype_name(array.type));
   }
 }

@@ -8,8 +8,8 @@
 
 namespace subquad {
 
-// Checks what the forward and the reverse have in common and returns the broadcast batch. Everything
-// but x and y is of their arithmetic type.
+// Checks what the forward and the reverse have in common and returns the broadcast batch.
+// Everything but x and y is of their arithmetic type.
 inline batch_shape check_exact(const array_view& x, const array_view& y,
                                const array_view* log_weights, const array_view* excluded) {
   require_floating(x, "x");

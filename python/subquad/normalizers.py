@@ -63,9 +63,9 @@ def log_normalizer(
     -----
     O(n m d) time and O(n) memory beyond the inputs, times the number of batches.
     float16 and bfloat16 are computed in float32, and come back in float32. torch
-    tensors are differentiable in `x`, `y` and `log_weights`; derivatives of higher
-    order and in forward mode take O(n m) memory. JAX arrays and others without kernels
-    of their own are computed in blocks by the library itself.
+    tensors and JAX arrays are differentiable in `x`, `y` and `log_weights`; derivatives
+    of higher order and in forward mode take O(n m) memory. Arrays without kernels of
+    their own are computed in blocks by their library itself.
 
     Examples
     --------

@@ -13,8 +13,8 @@ namespace subquad::cuda {
 
 inline constexpr int kMostBatchDimensions = 8;
 
-// Where the parts of kArrays arrays lie for one index of the batch. Dimensions that lie regularly in
-// all arrays are one.
+// Where the parts of kArrays arrays lie for one index of the batch. Dimensions that lie regularly
+// in all arrays are one.
 template <int kArrays>
 struct batches {
   int rank = 0;

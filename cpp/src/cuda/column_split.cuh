@@ -10,9 +10,9 @@
 
 namespace subquad::cuda {
 
-// A function of the shapes alone, so that results do not depend on the device. Columns are cut where
-// rows make too few blocks for the multiprocessors of a large device (two each on 132 of them,
-// twice), into parts of whole tiles. `batch` counts what else makes blocks of its own.
+// A function of the shapes alone, so that results do not depend on the device. Columns are cut
+// where rows make too few blocks for the multiprocessors of a large device (two each on 132 of
+// them, twice), into parts of whole tiles. `batch` counts what else makes blocks of its own.
 struct column_split {
   std::int64_t row_tiles;
   std::int64_t columns;  // of a part

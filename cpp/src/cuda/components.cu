@@ -31,9 +31,9 @@ struct label_sort {
   std::int64_t* extra_starts;  // [k + 1]: of their parts after the first
   std::uint32_t* rows;         // [n]
 
-  label_sort(workspace_layout& workspace, std::int64_t n_, std::int64_t k_,
-             std::int64_t rows_of_part_)
-      : labels{}, n(n_), k(k_), rows_of_part(rows_of_part_) {
+  label_sort(workspace_layout& workspace, std::int64_t count, std::int64_t n_labels,
+             std::int64_t part_rows)
+      : labels{}, n(count), k(n_labels), rows_of_part(part_rows) {
     constexpr std::int64_t kMostUnits = 2048;
     constexpr std::int64_t kCounters = std::int64_t{1} << 23;
     constexpr std::int64_t kSmallestUnit = 4 * kWarp;
@@ -251,12 +251,12 @@ struct component_rows {
   std::int64_t products;
   std::int64_t slots;
 
-  component_rows(const label_sort& sort, const array_view& y_, const array_view* weights_,
-                 const double* means_)
-      : y(matrix_at<const T>(y_, 0)),
-        weights(weights_ ? vector_at<const T>(*weights_, 0) : vector_view<const T>{}),
-        means(means_),
-        depth(y_.shape[1]),
+  component_rows(const label_sort& sort, const array_view& keys, const array_view* key_weights,
+                 const double* centers)
+      : y(matrix_at<const T>(keys, 0)),
+        weights(key_weights ? vector_at<const T>(*key_weights, 0) : vector_view<const T>{}),
+        means(centers),
+        depth(keys.shape[1]),
         rows(sort.rows),
         starts(sort.starts),
         extra_starts(sort.extra_starts),

@@ -13,12 +13,16 @@
 #define SUBQUAD_HOST_DEVICE __host__ __device__ __forceinline__
 #define SUBQUAD_UNROLL _Pragma("unroll")
 #define SUBQUAD_NO_UNROLL _Pragma("unroll 1")
+// By the value of a constant of that name.
+#define SUBQUAD_UNROLL_BY(constant) SUBQUAD_PRAGMA(unroll constant)
+#define SUBQUAD_PRAGMA(text) _Pragma(#text)
 #else
 #include "cuda_on_host/executor.hpp"
 #define SUBQUAD_DEVICE inline
 #define SUBQUAD_HOST_DEVICE inline
 #define SUBQUAD_UNROLL
 #define SUBQUAD_NO_UNROLL
+#define SUBQUAD_UNROLL_BY(constant)
 #endif
 
 namespace subquad::cuda {

@@ -147,7 +147,7 @@ struct small_products_kernel {
   SUBQUAD_DEVICE void put(int row, int column, const shared_memory& shared) const {
     T product = shared.results[row * kStride + column];
     if constexpr (tile::warp::kIsSplit) {
-      if (product != product && row < shared.product.x.count && column < shared.product.y.count) {
+      if (isnan(product) && row < shared.product.x.count && column < shared.product.y.count) {
         product = plain_product(shared.product.x, row, shared.product.y, column);
       }
     }
@@ -209,8 +209,8 @@ struct covariance_problem {
 
 // grad_x_i = sum_a R_ia (means_a + covariances_a x_i), over the components of a part where they are
 // cut. A block computes a tile of rows and columns; the products with one component's covariance
-// are weighed and added in registers. Terms of R_ia = 0 count for nothing. Entries that the split of
-// float32 made NaN are computed again in plain arithmetic.
+// are weighed and added in registers. Terms of R_ia = 0 count for nothing. Entries that the split
+// of float32 made NaN are computed again in plain arithmetic.
 //
 // Nothing aliases. Beside what R and the covariances miss: each product as tile_product says, and
 // u (components + 2) sum_a |R_ia| (|means_a| + |covariances_a| |x_i|).
@@ -277,7 +277,7 @@ struct gradient_kernel {
         const int column = tile::column(c);
         if (column >= shared.columns) continue;
         const T sum = sums(r, c);
-        if (sum != sum) atomicMax(&shared.is_nan[row], 1);
+        if (isnan(sum)) atomicMax(&shared.is_nan[row], 1);
         shared.out[row * shared.row_stride + column * shared.column_stride] = sum;
       }
     }
@@ -354,15 +354,15 @@ struct gradient_kernel {
   SUBQUAD_DEVICE void settle(int row, int column, shared_memory& shared) const {
     const rows_of<T>& columns = shared.product.y;
     T sum = 0;
-    for (int a = 0; a < columns.count / kTileColumns && sum == sum; ++a) {
+    for (int a = 0; a < columns.count / kTileColumns && !isnan(sum); ++a) {
       const T weight = shared.responsibilities[a * mixture.n + row];
       if (weight == T(0)) continue;
       const T mean =
           shared.first_means[a * mixture.means.row_stride + column * mixture.means.column_stride];
       // A NaN weight says enough.
-      const T product = weight == weight ? plain_product(shared.product.x, row, columns,
-                                                         a * kTileColumns + column)
-                                         : weight;
+      const T product =
+          !isnan(weight) ? plain_product(shared.product.x, row, columns, a * kTileColumns + column)
+                         : weight;
       sum = fma(weight, product + mean, sum);
     }
     shared.out[row * shared.row_stride + column * shared.column_stride] = sum;
@@ -403,11 +403,11 @@ struct entry_rows : all_rows<T, mixture_arrays<T>::kArrays> {
   using base = all_rows<T, mixture_arrays<T>::kArrays>;
   std::int64_t first_batch;
 
-  entry_rows(const mixture_arrays<T>& mixture, std::int64_t first_batch_, std::int64_t size,
+  entry_rows(const mixture_arrays<T>& mixture, std::int64_t first, std::int64_t size,
              const T* responsibilities, const product_split& cut)
       : base(mixture.x, mixture.batch, mixture_arrays<T>::kX, size, mixture.k, mixture.n,
              responsibilities, cut),
-        first_batch(first_batch_) {}
+        first_batch(first) {}
 
   SUBQUAD_DEVICE bool part(std::int64_t slot, row_part<T>& to) const {
     const bool found = base::part(slot, to);
@@ -507,8 +507,8 @@ struct factor_gradient_problem {
 };
 
 // The workspace. Responsibilities take all of batch * k * n, means and packed factors at most
-// kSlabBytes each. Covariances and scatters take kGroupBytes, or what one entry of the batch needs: entries
-// go in groups. The parts of sums take less than 512 of these, of blocks, more.
+// kSlabBytes each. Covariances and scatters take kGroupBytes, or what one entry of the batch needs:
+// entries go in groups. The parts of sums take less than 512 of these, of blocks, more.
 constexpr std::int64_t kGroupBytes = std::int64_t{16} << 20;
 
 template <class T>

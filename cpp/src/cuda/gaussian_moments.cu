@@ -254,7 +254,7 @@ struct factor_squares_kernel {
     if constexpr (tile::warp::kIsSplit) {
       for (int row = 0; row < n_rows; ++row) {
         const T sum = sum_of(row, 0, shared);
-        if (sum != sum) settle(row, shared);
+        if (isnan(sum)) settle(row, shared);
       }
     }
     for (int row = static_cast<int>(threadIdx.x); row < n_rows; row += kThreads) {

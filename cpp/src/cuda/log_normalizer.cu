@@ -27,9 +27,9 @@ struct log_normalizer_arguments {
   std::int64_t depth;
 };
 
-// out_i = log sum_j exp(x_i . y_j + log_weights_j) over keys j != excluded_i; or, where keys are cut
-// into parts, the state of that sum over the keys of each part, in states[part][batch][n]. One block
-// computes a tile of rows against the keys of one part; scores stay in registers.
+// out_i = log sum_j exp(x_i . y_j + log_weights_j) over keys j != excluded_i; or, where keys are
+// cut into parts, the state of that sum over the keys of each part, in states[part][batch][n]. One
+// block computes a tile of rows against the keys of one part; scores stay in registers.
 //
 // Nothing aliases. A score is within tile_product's bound; a power of two within 2 ulp; sums over a
 // thread's columns of a tile in order, over tiles compensated.
@@ -95,7 +95,7 @@ struct log_normalizer_kernel {
     if constexpr (tile::warp::kIsSplit) {
       for (int row = 0; row < n_rows; ++row) {
         const sum total = state_of(row, 0, shared).total;
-        if (total == total) continue;
+        if (!isnan(total)) continue;
         __syncthreads();
         settle(row, shared);
       }

@@ -13,11 +13,11 @@
 namespace subquad::cuda {
 namespace {
 
-// How one warp multiplies weights with elements of the columns that they belong to. The weights stay
-// in the registers that they were accumulated in: a step of the product may take its k in any order
-// that both operands agree on, so that k = t is column 2t here, and k = t + 4 (in float64: k = t of
-// a second step) is column 2t + 1. Weights are split as warp_product<float> splits; elements of 16
-// bits are exact in tf32.
+// How one warp multiplies weights with elements of the columns that they belong to. The weights
+// stay in the registers that they were accumulated in: a step of the product may take its k in any
+// order that both operands agree on, so that k = t is column 2t here, and k = t + 4 (in float64: k
+// = t of a second step) is column 2t + 1. Weights are split as warp_product<float> splits; elements
+// of 16 bits are exact in tf32.
 template <class S>
 struct weight_product {
   using left = warp_product<float>::left;
@@ -118,30 +118,28 @@ struct offset_view {
   // the lowest number, and `settle` sees to the others.
   SUBQUAD_DEVICE T present_offset(std::int64_t i) const {
     if (is_absent(i)) return -infinity<T>();
-    return fmax_or_nan(offset(i));
-  }
-
- private:
-  static SUBQUAD_DEVICE T fmax_or_nan(T value) {
+    const T value = offset(i);
     return value == -infinity<T>() ? -std::numeric_limits<T>::max() : value;
   }
 };
 
 // With P_rc = exp(row_r . column_c + log_weight - log_z) of the key and the query of the pair, 0
 // where either is absent or the query leaves the key out:
-//   of queries:  out_r = grad_r sum_c P_rc column_c
+//   of queries:  out_r = grad_r sum_c P_rc column_c    and    total_r = grad_r sum_c P_rc
 //   of keys:     out_r = sum_c P_rc grad_c column_c    and    total_r = sum_c P_rc grad_c
 // or, where columns are cut into parts, the same over the columns of each part. One block computes
 // up to kOut elements of the sums of a tile of rows over one part; scores and weights stay in
-// registers. Rows longer than kOut are given to several blocks that each compute the scores: for
-// depth d, (1 + d / 64) / 2 times the products that one block would need.
+// registers. Blocks that compute other elements of the same rows compute the scores again: at depth
+// d that is (1 + divide_up(d, kOut)) / 2 times the products that are needed, hence none too many up
+// to kOut.
 //
-// Nothing aliases. With e the error of a score (that of tile_product, and 2^-24 (|score| + |offset
-// added first| + 3 |exponent|)), a weight is within 5 2^-24 + e of itself, relative; sums of a tile
-// of 64 columns are within 21 2^-22 sum |P grad column|, with its weights split (of elements of 16
-// bits as well), each tile and each part added to them rounds by 2^-24; and totals within 2^-24 (20 +
-// tiles + parts) sum |P grad|. float64: 2^-53, and m + tiles + parts for both sums. Weights below
-// 2^-126 (float64: 2^-1022) may be 0.
+// Nothing aliases. Let u = 2^-24, and e = the bound of tile_product on the score + u (|score| + the
+// larger offset + 3 |exponent|). A weight is within the factor exp(e) (1 + 5 u) of itself, or 0
+// below 2^-126. Sums over the columns of a tile are within 19 * 4 u sum |P grad column|, which is
+// the bound of tile_product at that depth and holds for elements of 16 bits too; adding them, over
+// tiles and parts, and the factor of the row take u each, of the sum of sizes. Totals are within
+// (16 + tiles + parts) u sum |P grad|. float64: u = 2^-53, (columns + tiles + parts + 2) u for
+// both, 0 below 2^-1022.
 //
 // A row of which any sum is not finite is computed again in plain arithmetic (`settle`): that alone
 // tells an infinite score from one that the split made NaN, and keeps what counts for nothing from
@@ -150,7 +148,8 @@ template <class S>
 struct weighted_sum_kernel {
   using sum = arithmetic_t<S>;
   // One warp across: no two hold sums of the same row. 48 registers of scores, 64 of sums and 64 of
-  // those of one tile leave room for fragments below 255 registers, of two blocks.
+  // those of one tile leave room for fragments below the 255 that a thread can have; two such
+  // blocks fill the registers of a multiprocessor.
   static constexpr int kTileRows = sizeof(sum) == 8 ? 64 : 128;
   static constexpr int kOut = 64;
   using tile = tile_product<S, kTileRows, 48, 4, 1>;
@@ -168,10 +167,10 @@ struct weighted_sum_kernel {
 
   struct shared_memory {
     typename tile::shared_memory product;
-    alignas(16) S columns[tile::kColumns * kOutStride];  // elements of the output, of a tile's columns
+    alignas(16) S columns[tile::kColumns * kOutStride];  // a tile's columns: elements of the output
     // Of a tile's columns, by turns: what is added to their scores, -inf for none; what weights are
-    // multiplied by; the row that leaves the column out, -1 for none; and a bit for each that is there
-    // but counts for nothing.
+    // multiplied by; the row that leaves the column out, -1 for none; and a bit for each that is
+    // there but counts for nothing.
     sum offsets[2][tile::kColumns];
     sum factors[2][tile::kColumns];
     int left_out_row[2][tile::kColumns];
@@ -199,9 +198,9 @@ struct weighted_sum_kernel {
   std::int64_t row_tiles;
   std::int64_t columns;  // of a part
   std::int64_t parts;
-  std::int64_t size;   // of the batch
-  sum* part_outs;    // [part][batch][n][depth], null where there is one part
-  sum* part_totals;  // [part][batch][n]
+  std::int64_t size;  // of the batch
+  sum* part_outs;     // [part][batch][n][depth], null where there is one part
+  sum* part_totals;   // [part][batch][n]
 
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
     if (threadIdx.x == 0) locate(shared);
@@ -309,8 +308,7 @@ struct weighted_sum_kernel {
       const int j = first_column + c;
       const bool exists = c < tile::kColumns && j < shared.product.y.count;
       const sum offset = exists ? shared.of_columns.present_offset(j) : -infinity<sum>();
-      const std::uint32_t absent =
-          __ballot_sync(0xffffffffu, exists && offset == -infinity<sum>());
+      const std::uint32_t absent = __ballot_sync(0xffffffffu, exists && offset == -infinity<sum>());
       if (c % kWarp == 0) shared.absent[turn][c / kWarp] = absent;
       if (c >= tile::kColumns) continue;
       shared.offsets[turn][c] = offset;
@@ -419,7 +417,8 @@ struct weighted_sum_kernel {
     }
   }
 
-  // Writes the thread's rows; returns whether all their sums are finite, and marks those that are not.
+  // Writes the thread's rows; returns whether all their sums are finite, and marks those that are
+  // not.
   SUBQUAD_DEVICE bool write(outputs& sums, shared_memory& shared) const {
     bool all_finite = true;
     SUBQUAD_UNROLL
@@ -457,10 +456,9 @@ struct weighted_sum_kernel {
   // The weight of a pair, from plain arithmetic.
   SUBQUAD_DEVICE sum plain_weight(int row, int j, const shared_memory& shared) const {
     const bool is_left_out =
-        arguments.of_queries
-            ? shared.left_out_column[row] == j
-            : arguments.excluded && arguments.excluded[shared.first_column + j] ==
-                                        shared.first_row + row;
+        arguments.of_queries ? shared.left_out_column[row] == j
+                             : arguments.excluded && arguments.excluded[shared.first_column + j] ==
+                                                         shared.first_row + row;
     if (is_left_out || shared.of_columns.is_absent(j)) return 0;
     const sum exponent = plain_product(shared.product.x, row, shared.product.y, j) +
                          shared.of_columns.offset(j) + shared.of_rows.offset(row);
@@ -480,13 +478,14 @@ struct weighted_sum_kernel {
     bool is_nan = false;
     if (nan_column >= 0) {
       const sum weight = plain_weight(row, nan_column, shared);
-      is_nan = weight != weight;
+      is_nan = isnan(weight);
     }
     for (int first = 0; first < count && !is_nan; first += kThreads) {
-      const sum weight = first + thread < count ? plain_weight(row, first + thread, shared) : sum(0);
+      const sum weight =
+          first + thread < count ? plain_weight(row, first + thread, shared) : sum(0);
       shared.settled_weights[thread] = weight;
-      is_nan = __syncthreads_or(weight != weight);
-      if (weight != weight) atomicMax(&shared.nan_column, first + thread);
+      is_nan = __syncthreads_or(isnan(weight));
+      if (isnan(weight)) atomicMax(&shared.nan_column, first + thread);
       for (int c = 0; c < kThreads && !is_nan; ++c) {
         const sum each = shared.settled_weights[c];
         if (each == 0) continue;
@@ -621,9 +620,9 @@ void log_normalizer_vjp_as(const batch_shape& shape, const array_view& grad, con
     arguments.m = of_queries ? m : n;
     arguments.depth = depth;
     // The two passes run one after the other on the same memory.
-    weighted_sums(arguments, size,
-                  weighted_sum_layout<S>(workspace_layout(workspace), size, arguments.n,
-                                         arguments.m, depth));
+    weighted_sums(
+        arguments, size,
+        weighted_sum_layout<S>(workspace_layout(workspace), size, arguments.n, arguments.m, depth));
   };
   if (grad_x) run(true, grad_x, nullptr);
   if (grad_y || grad_log_weights) run(false, grad_y, grad_log_weights);

@@ -143,7 +143,7 @@ struct nearest_kernel {
       for (int r = 0; r < tile::kThreadRows; ++r) {
         T& score = scores(r, c);
         score = counts ? score + offset : -infinity<T>();
-        is_nan = is_nan || score != score;
+        is_nan = is_nan || isnan(score);
       }
     }
     SUBQUAD_UNROLL
@@ -169,7 +169,7 @@ struct nearest_kernel {
       unsigned left = 0;
       SUBQUAD_UNROLL
       for (int c = 0; c < tile::kThreadColumns; ++c) {
-        left |= scores(r, c) != scores(r, c) ? 1u << c : 0;
+        left |= isnan(scores(r, c)) ? 1u << c : 0;
       }
       const int row = tile::row(r);
       if (row >= shared.product.x.count) continue;

@@ -161,7 +161,7 @@ struct sample_residuals_kernel {
     if constexpr (tile::warp::kIsSplit) {
       for (int row = 0; row < n_rows; ++row) {
         const T sum = sums_of(row, 0, shared).sum;
-        if (sum == sum) continue;
+        if (!isnan(sum)) continue;
         __syncthreads();
         settle(row, shared);
       }

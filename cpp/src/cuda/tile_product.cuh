@@ -16,9 +16,9 @@ namespace subquad::cuda {
 template <class S>
 struct warp_product;
 
-// Three products in tf32. With x = hi + lo, hi and lo rounded to 11 bits, what is dropped (lo lo and
-// the rounding of lo) is at most 3 * 2^-22 |x| |y|. An infinity, or what rounds to one,
-// makes lo NaN.
+// Three products in tf32. With x = hi + lo, hi and lo rounded to 11 bits, what is dropped (lo lo
+// and the rounding of lo) is at most 3 * 2^-22 |x| |y|. An infinity, or what rounds to one, makes
+// lo NaN.
 template <>
 struct warp_product<float> {
   static constexpr int kRows = 16;
@@ -157,9 +157,9 @@ SUBQUAD_DEVICE arithmetic_t<S> plain_product(const rows_of<S>& x, int i, const r
   return sum;
 }
 
-// Copies rows first + 0 .. kCount - 1, elements k .. k + kDepth - 1, to `to[row * kStride + k]`, zeros
-// where there are none, with the kThreads threads of the block. The copies are asynchronous, but for
-// 16-bit elements that cannot go as vectors.
+// Copies rows first + 0 .. kCount - 1, elements k .. k + kDepth - 1, to `to[row * kStride + k]`,
+// zeros where there are none, with the kThreads threads of the block. The copies are asynchronous,
+// but for 16-bit elements that cannot go as vectors.
 template <class S, int kCount, int kDepth, int kStride, int kThreads>
 SUBQUAD_DEVICE void stage_rows(S* to, const rows_of<S>& from, int first, int k) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -182,8 +182,8 @@ SUBQUAD_DEVICE void stage_rows(S* to, const rows_of<S>& from, int first, int k) 
     }
     return;
   }
-  // Neighbouring threads read neighbours in memory where the matrix is the transpose of a contiguous
-  // one.
+  // Neighbouring threads read neighbours in memory where the matrix is the transpose of a
+  // contiguous one.
   const bool along_rows = from.matrix.row_stride == 1 && from.matrix.column_stride != 1;
   static_assert(kCount * kDepth % kThreads == 0);
   SUBQUAD_NO_UNROLL
@@ -265,8 +265,8 @@ struct tile_product {
     return warp_across() * (kColumns / kWarpsAcross) + c / 2 * 8 + lane() % 4 * 2 + c % 2;
   }
 
-  // The first thread that holds `row`, of the warp `across` of those that share it, and which of its
-  // rows that is.
+  // The first thread that holds `row`, of the warp `across` of those that share it, and which of
+  // its rows that is.
   static SUBQUAD_DEVICE void holder(int row, int across, int& thread, int& r) {
     constexpr int kOfWarp = kRows / kWarpsDown;
     thread = (row / kOfWarp * kWarpsAcross + across) * kWarp + row % 8 * 4;
@@ -291,7 +291,9 @@ struct tile_product {
                                       accumulators& tile) {
     const S* rows = from.rows + warp_down() * (kRows / kWarpsDown) * kStride;
     const S* columns = from.columns + warp_across() * (kColumns / kWarpsAcross) * kStride;
-    SUBQUAD_UNROLL
+    // The parts of split operands take the registers that further steps under way would need.
+    [[maybe_unused]] constexpr int kSteps = warp::kIsSplit ? 1 : kChunk / warp::kDepth;
+    SUBQUAD_UNROLL_BY(kSteps)
     for (int k = 0; k < kChunk; k += warp::kDepth) {
       typename warp::left a[kTilesDown];
       SUBQUAD_UNROLL
@@ -308,10 +310,10 @@ struct tile_product {
     }
   }
 
-  // Calls epilogue(first column, accumulators) for the tiles of columns 0, kColumns, 2 kColumns, ...
-  // below shared.y.count, of the operands shared.x and shared.y, which every thread sees. Rows from
-  // x.count and columns from y.count on count as zeros; the epilogue may change the accumulators. All
-  // threads of the block call it, and it ends in a barrier.
+  // Calls epilogue(first column, accumulators) for the tiles of columns 0, kColumns, 2 kColumns,
+  // ... below shared.y.count, of the operands shared.x and shared.y, which every thread sees. Rows
+  // from x.count and columns from y.count on count as zeros; the epilogue may change the
+  // accumulators. All threads of the block call it, and it ends in a barrier.
   //
   // prepare(first column) is called before, by all threads: what it writes to shared memory every
   // thread sees in the epilogue of the same column, if it spares what it wrote the time before (see

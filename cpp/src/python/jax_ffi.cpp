@@ -30,7 +30,7 @@ std::atomic<int> runtime_version{0};
 
 constexpr int version_number(int major, int minor) { return 1000 * major + minor; }
 
-// ---- what XLA tells and is told ------------------------------------------------------------------
+// ---- what XLA tells and is told -----------------------------------------------------------------
 
 XLA_FFI_Error* failure(const XLA_FFI_CallFrame& frame, XLA_FFI_Error_Code code,
                        const char* message) {
@@ -125,7 +125,7 @@ std::int32_t dtype_of(XLA_FFI_DataType type) {
   }
 }
 
-// ---- one call --------------------------------------------------------------------------------------
+// ---- one call -----------------------------------------------------------------------------------
 
 template <class T>
 struct tag {};
@@ -219,7 +219,7 @@ XLA_FFI_Error* prepare_cuda(XLA_FFI_CallFrame* frame) {
   return outcome(*frame, core->cuda_prepare(device_id, &error), error);
 }
 
-// ---- the module ------------------------------------------------------------------------------------
+// ---- the module ---------------------------------------------------------------------------------
 
 py::capsule capsule(XLA_FFI_Handler* handler) {
   return py::capsule(reinterpret_cast<void*>(handler));

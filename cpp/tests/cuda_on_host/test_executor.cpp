@@ -440,11 +440,13 @@ struct exchanges_of_one_line : counting {
   int kind;
 
   void operator()(shared_memory&) const {
-    const bool low = thread() % 32 < 16;
-    int value = thread() ^ 1;
+    const int t = thread();
+    const double wide = t;
+    const bool low = t % 32 < 16;
+    int value = t ^ 1;
     // clang-format off
-    if (kind == 1) value = low ? __shfl_xor_sync(kAll, thread(), 1) : __shfl_sync(kAll, thread(), thread() ^ 1);
-    if (kind == 2) value = low ? __shfl_xor_sync(kAll, thread(), 1) : static_cast<int>(__shfl_xor_sync(kAll, double(thread()), 1));
+    if (kind == 1) value = low ? __shfl_xor_sync(kAll, t, 1) : __shfl_sync(kAll, t, t ^ 1);
+    if (kind == 2) value = low ? __shfl_xor_sync(kAll, t, 1) : int(__shfl_xor_sync(kAll, wide, 1));
     // clang-format on
     out[thread()] = value ^ 1;
   }

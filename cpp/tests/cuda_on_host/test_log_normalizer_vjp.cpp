@@ -181,19 +181,18 @@ struct problem {
   }
 
   void run(bool with_x = true, bool with_y = true, bool with_log_weights = true) const {
-    const array_view views[] = {grad.view(),     x.view(),      y.view(),
+    const array_view views[] = {grad.view(),        x.view(),        y.view(),
                                 log_weights.view(), excluded.view(), log_z.view(),
-                                grad_x.view(),   grad_y.view(), grad_log_weights.view()};
+                                grad_x.view(),      grad_y.view(),   grad_log_weights.view()};
     std::int64_t batch = 1;
     for (const std::int64_t length : of.batch) batch *= length;
     const auto bytes = static_cast<std::int64_t>(
         subquad::core::log_normalizer_vjp_workspace(batch, of.n, of.m, of.d, sizeof(S)));
     const strided_array<std::uint8_t> memory({bytes}, layout::unaligned);
-    subquad::core::log_normalizer_vjp(views[0], views[1], views[2],
-                                      of.has_log_weights ? &views[3] : nullptr,
-                                      of.has_excluded ? &views[4] : nullptr, views[5],
-                                      with_x ? &views[6] : nullptr, with_y ? &views[7] : nullptr,
-                                      with_log_weights ? &views[8] : nullptr, memory.view());
+    subquad::core::log_normalizer_vjp(
+        views[0], views[1], views[2], of.has_log_weights ? &views[3] : nullptr,
+        of.has_excluded ? &views[4] : nullptr, views[5], with_x ? &views[6] : nullptr,
+        with_y ? &views[7] : nullptr, with_log_weights ? &views[8] : nullptr, memory.view());
   }
 
   // A sum and how far the kernel's may be from it.
@@ -220,10 +219,10 @@ struct problem {
     const long double value = truth.value * factor;
     // Tiles of 48 columns, at most as many parts, and the row's factor.
     const auto tiles = static_cast<long double>((terms + 47) / 48);
-    const long double unit =
-        sizeof(sum) == 8 ? (static_cast<long double>(terms) + 2 * tiles + 2) * kUnit
-        : of_weights     ? (16 + 2 * tiles) * kUnit
-                         : (76 + 2 * tiles + 2) * kUnit;
+    const long double unit = sizeof(sum) == 8
+                                 ? (static_cast<long double>(terms) + 2 * tiles + 2) * kUnit
+                             : of_weights ? (16 + 2 * tiles) * kUnit
+                                          : (76 + 2 * tiles + 2) * kUnit;
     const long double bound =
         std::abs(factor) * (truth.error + unit * (truth.size + truth.error)) + kSmallest;
     bool holds;
@@ -355,8 +354,8 @@ void sizes() {
 
 template <class S>
 void layouts() {
-  for (const layout each : {layout::transposed, layout::spread, layout::reversed,
-                            layout::unaligned}) {
+  for (const layout each :
+       {layout::transposed, layout::spread, layout::reversed, layout::unaligned}) {
     form f = {34, 66, 67};
     f.inputs = each;
     f.outputs = each;
@@ -406,9 +405,9 @@ void set(const strided_array<S>& array, const shape& at, double value) {
   array(at) = rounded<S>(value);
 }
 
-// Sums that are exact tile by tile and lose every 1 in order: rows that are settled show, which they
-// must be neither for what counts for nothing nor for anything that a barrier would have given. A
-// batch of 265 leaves columns uncut, so that sums go on from tile to tile.
+// Sums that are exact tile by tile and lose every 1 in order: rows that are settled show, which
+// they must be neither for what counts for nothing nor for anything that a barrier would have
+// given. A batch of 265 leaves columns uncut, so that sums go on from tile to tile.
 template <class S>
 void unsettled(const shape& batch) {
   constexpr std::int64_t kCount = 96;  // two tiles
@@ -421,7 +420,8 @@ void unsettled(const shape& batch) {
   };
   each.x.each([&](S& e, const shape& at) { fill(e, at[at.size() - 2], at.back() == 0); });
   each.y.each([&](S& e, const shape& at) { fill(e, at[at.size() - 2], at.back() == 1); });
-  each.log_weights.each([&](auto& e, const shape& at) { e = is_absent(at[0]) ? -kFloatInfinity : 0; });
+  each.log_weights.each(
+      [&](auto& e, const shape& at) { e = is_absent(at[0]) ? -kFloatInfinity : 0; });
   each.log_z.each([&](auto& e, const shape& at) { e = is_absent(at[0]) ? -kFloatInfinity : 0; });
   each.grad.each([](auto& e, const shape&) { e = 1; });
   each.excluded.each([](std::int64_t& e, const shape& at) { e = (90 + at[0]) % kCount; });
@@ -490,9 +490,9 @@ void left_out() {
     }
   }
   // No keys: nothing is summed, whatever the gradient.
-  problem<S> empty({3, 0, 2});
-  for (std::int64_t i = 0; i < 3; ++i) set(empty.grad, {i}, kNan);
-  empty.run_and_check();
+  problem<S> empty({64, 0, 2});
+  for (std::int64_t i = 0; i < 64; ++i) set(empty.grad, {i}, kNan);
+  for (int order = 0; order < 3; ++order) empty.run_and_check();
   // All queries leave out the same key, and one every key there is.
   problem<S> each({70, 1, 3});
   for (std::int64_t i = 0; i < 70; ++i) each.excluded({i}) = i == 4 ? -1 : 0;
@@ -518,6 +518,7 @@ void special(std::int64_t n, std::int64_t m, std::int64_t d) {
       for (std::int64_t i = 0; i < n; ++i) {
         set(p.x, {i, d / 2}, held > 0 ? -1.0 : 1.0);  // all -inf
       }
+      set(p.grad, {n / 2}, kNan);
     });
     with([&](problem<S>& p) { set(p.x, {n / 2, d / 2}, held); });
     with([&](problem<S>& p) {
@@ -526,6 +527,13 @@ void special(std::int64_t n, std::int64_t m, std::int64_t d) {
       set(p.x, {n / 2, d / 2}, 0.0);  // NaN
     });
   }
+  // A key that scores -inf beside one that is NaN and has no weight.
+  with([&](problem<S>& p) {
+    set(p.y, {m / 2, d / 2}, kInfinity);
+    set(p.y, {m / 3, d / 2}, kNan);
+    set(p.log_weights, {m / 3}, -kInfinity);
+    for (std::int64_t i = 0; i < n; ++i) set(p.x, {i, d / 2}, -1.0);
+  });
   with([&](problem<S>& p) { set(p.y, {m / 2, d / 2}, kNan); });
   with([&](problem<S>& p) { set(p.x, {n / 2, d / 2}, kNan); });
   with([&](problem<S>& p) { set(p.log_weights, {m / 2}, kInfinity); });
