@@ -78,9 +78,11 @@ bench: $(VENV)/.installed-dev
 gpu:
 	@PATH="$(CALLERS_PATH)" $(GPU_PYTHON) tools/gpu.py $(GPU_ARGS)
 
-## make wheel      a wheel in dist/
+## make wheel      a wheel in dist/, for every architecture of CUDA where there is nvcc
 wheel: $(VENV)/.requirements
 	python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@ls -sh dist/*.whl
+	@! find dist -name '*.whl' -size +25M | grep . || { echo 'a wheel of more than 25 MB'; exit 1; }
 
 ## make clean      remove what was built, keep the environment
 clean:

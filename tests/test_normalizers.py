@@ -850,6 +850,19 @@ def test_gaussian_nan(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_gaussian_nan_beside_infinity(first, dtype):
+    rng = np.random.default_rng(39)
+    x = abs(normal(rng, 37, 5, dtype=dtype))
+    (log_counts, means, factors), _ = mixture(rng, 3, 5, 0, dtype=dtype)
+    means[first, 0], means[(first + 1) % 3, 0] = np.inf, np.nan
+    assert np.isnan(sq.gaussian_log_normalizer(x, log_counts, means, factors)).all()
+    log_counts[(first + 1) % 3] = -np.inf
+    out = sq.gaussian_log_normalizer(x, log_counts, means, factors)
+    np.testing.assert_array_equal(out, np.inf)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__.lstrip("_"))
 def test_gaussian_layouts(layout, dtype):
     rng = np.random.default_rng(40)

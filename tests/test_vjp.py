@@ -289,6 +289,66 @@ def test_masked_keys_have_no_gradient(xp, value):
     check_vjp((gx, gy, glw), grad, x, y, lw)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_key_that_a_row_leaves_out_has_no_influence_on_it(xp, value):
+    rng = np.random.default_rng(7)
+    x, y, lw, grad = case(rng, 37, 41, 5)
+    index = np.full(37, -1)
+    index[[3, 30]] = 8
+    y[8, 2] = value
+    gx = to_numpy(
+        sq.vjp.log_normalizer(
+            xp.asarray(grad),
+            xp.asarray(x),
+            xp.asarray(y),
+            log_weights=xp.asarray(lw),
+            self_index=xp.asarray(index),
+            self_term="exclude",
+        )[0]
+    )
+    y[8] = 0
+    lw[8] = -np.inf
+    (expected, error), _, _ = log_normalizer_vjp(grad, x, y, lw)
+    assert_within(gx[index == 8], expected[index == 8], error[index == 8])
+    # And the row has none on the key, nor has a row that is not finite itself.
+    x, y, lw, grad = case(rng, 37, 41, 5)
+    x[3, 1] = value
+    gy = to_numpy(
+        sq.vjp.log_normalizer(
+            xp.asarray(grad),
+            xp.asarray(x),
+            xp.asarray(y),
+            log_weights=xp.asarray(lw),
+            self_index=xp.asarray(index),
+            self_term="exclude",
+        )[1]
+    )
+    kept = np.arange(37) != 3
+    _, (expected, error), _ = log_normalizer_vjp(
+        grad[kept], x[kept], y, lw, excluded=index[kept]
+    )
+    assert_within(gy[8], expected[8], error[8])
+
+
+def test_rows_of_infinite_sum(xp):
+    # A score of +inf makes inf - inf of its pair; the row's other pairs have weight 0.
+    rng = np.random.default_rng(8)
+    x, y, lw, grad = case(rng, 37, 41, 5)
+    x[5, 1] = np.inf
+    got = sq.vjp.log_normalizer(
+        xp.asarray(grad), xp.asarray(x), xp.asarray(y), log_weights=xp.asarray(lw)
+    )
+    gx, gy, glw = (to_numpy(a) for a in got)
+    rising = y[:, 1] > 0
+    kept = np.arange(37) != 5
+    expected = log_normalizer_vjp(grad[kept], x[kept], y, lw)
+    assert np.isnan(gx[5]).all()
+    assert np.isnan(gy[rising]).all() and np.isnan(glw[rising]).all()
+    assert_within(gx[kept], *expected[0])
+    for found, (value, error) in zip((gy, glw), expected[1:], strict=True):
+        assert_within(found[~rising], value[~rising], error[~rising])
+
+
 def test_rows_that_attend_nothing_have_no_gradient(xp):
     rng = np.random.default_rng(7)
     x, y, lw, grad = case(rng, 4, 1, 3)

@@ -280,6 +280,42 @@ struct log_normalizer_vjp_layout {
   }
 };
 
+// Rows of log_z = +inf count for nothing in the sums; what their pairs of infinite score make of the
+// gradients is inf - inf. Rare, hence plain.
+template <class T>
+void mark_infinite_rows(const batch_shape& shape, const array_view& x, const array_view& y,
+                        const array_view* log_weights, const array_view* excluded,
+                        const array_view& log_z, const array_view* grad_x, const array_view* grad_y,
+                        const array_view* grad_log_weights) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+  const std::int64_t d = length_from_end(x, 1);
+  for (std::int64_t b = 0; b < shape.count(); ++b) {
+    const auto z = vector_at<const T>(log_z, shape.offset(log_z, 1, b));
+    for (std::int64_t i = 0; i < length_from_end(x, 2); ++i) {
+      if (z[i] != kInfinity) continue;
+      const auto row = matrix_at<const T>(x, shape.offset(x, 2, b)).from(i);
+      const auto keys = matrix_at<const T>(y, shape.offset(y, 2, b));
+      for (std::int64_t j = 0; j < length_from_end(y, 2); ++j) {
+        T score = log_weights
+                      ? vector_at<const T>(*log_weights, shape.offset(*log_weights, 1, b))[j]
+                      : T(0);
+        if (score == -kInfinity) continue;
+        if (excluded && vector_at<const std::int64_t>(*excluded, 0)[i] == j) continue;
+        for (std::int64_t k = 0; k < d; ++k) score += row(0, k) * keys(j, k);
+        if (score < kInfinity) continue;
+        for (std::int64_t k = 0; k < d; ++k) {
+          if (grad_x) matrix_at<T>(*grad_x, shape.offset(*grad_x, 2, b))(i, k) = kNaN;
+          if (grad_y) matrix_at<T>(*grad_y, shape.offset(*grad_y, 2, b))(j, k) = kNaN;
+        }
+        if (grad_log_weights) {
+          vector_at<T>(*grad_log_weights, shape.offset(*grad_log_weights, 1, b))[j] = kNaN;
+        }
+      }
+    }
+  }
+}
+
 template <class T>
 void log_normalizer_vjp_as(const batch_shape& shape, const array_view& grad, const array_view& x,
                            const array_view& y, const array_view* log_weights,
@@ -347,6 +383,8 @@ void log_normalizer_vjp_as(const batch_shape& shape, const array_view& grad, con
       return task;
     });
   }
+  mark_infinite_rows<T>(shape, x, y, log_weights, excluded, log_z, grad_x, grad_y,
+                        grad_log_weights);
 }
 
 }  // namespace

@@ -213,6 +213,11 @@ void log_normalizer(const gaussian_log_normalizer_task<T>& task) {
     }
     return spread;
   };
+  // A score of NaN stays in the shift: beside one of +inf the sum would not tell.
+  const auto push_score = [](log_sum_exp<T>& state, vec<T> score) {
+    push<T>(state, score);
+    state.shift = score != score ? score : state.shift;
+  };
   const auto push_component = [&](std::int64_t row, std::int64_t a,
                                   const vec<T>(&mean)[kTileVectors],
                                   const vec<T>(&variance)[kTileVectors]) {
@@ -231,7 +236,7 @@ void log_normalizer(const gaussian_log_normalizer_task<T>& task) {
     }
     log_sum_exp<T> states[kTileVectors];
     load_states(row, states);
-    for (int v = 0; v < kTileVectors; ++v) push<T>(states[v], score[v]);
+    for (int v = 0; v < kTileVectors; ++v) push_score(states[v], score[v]);
     store_states(row, states);
   };
   for_each_score<T>(scores, layout, push_component);
@@ -247,10 +252,10 @@ void log_normalizer(const gaussian_log_normalizer_task<T>& task) {
         if (task.own_component[row + c] < 0) continue;
         own[c / lanes<T>][c % lanes<T>] = task.own_log_weight[row + c] + square_of(row + c);
       }
-      for (int v = 0; v < kTileVectors; ++v) push<T>(states[v], own[v]);
+      for (int v = 0; v < kTileVectors; ++v) push_score(states[v], own[v]);
     }
     for (int v = 0; v < kTileVectors; ++v) {
-      // A score of +inf leaves NaN in the sum; only a NaN score leaves it with a finite shift.
+      // A score of +inf leaves NaN in the sum.
       const vec<T> infinite = broadcast(kInfinity<T>);
       const vec<T> log_z = states[v].shift == infinite ? infinite : finalize<T>(states[v]);
       for (std::int64_t c = v * lanes<T>; c < smaller<std::int64_t>(width, (v + 1) * lanes<T>);

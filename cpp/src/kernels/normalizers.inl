@@ -282,7 +282,8 @@ void weighted_sum(const weighted_sum_task<T>& task) {
       for (std::int64_t j = 0; j < padded; ++j, value += kTileRows) {
         const T* key = keys + j / kTileRows * kTileRows * depth + j % kTileRows;
         for (int r = 0; r < kTileRows; ++r) {
-          value[r] = dim + r < depth ? key[(dim + r) * kTileRows] : T(0);
+          const T element = dim + r < depth ? key[(dim + r) * kTileRows] : T(0);
+          value[r] = element - element == T(0) ? element : T(0);
         }
       }
     }

@@ -33,7 +33,8 @@ struct log_normalizer_task {
 //   out_r = scale_r sum_c p_rc y_c    and    total_r = scale_r sum_c p_rc
 // The exponent must not exceed 80. excluded holds row -> column where excluded_by_row, else
 // column -> row, counted from the first column, or row, of the whole. A row or column with offset
-// -inf counts for nothing, whatever it holds. Sums of 96 columns in T, from zero.
+// -inf counts for nothing, whatever it holds, and elements of y that are not finite act through p
+// alone: where p is 0 they count for nothing. Sums of 96 columns in T, from zero.
 template <class T>
 struct weighted_sum_task {
   matrix_view<const T> x;
