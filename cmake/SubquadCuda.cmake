@@ -27,15 +27,18 @@ if(SUBQUAD_CUDA)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
-    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0)
-      message(FATAL_ERROR "the CUDA library needs nvcc 13.0 or newer, found "
-                          "${CMAKE_CUDA_COMPILER_VERSION}: set SUBQUAD_CUDA=OFF to do without"
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13.0)
+      set(subquad_has_cuda ON)
+      message(STATUS "CUDA library: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, for "
+                     "${SUBQUAD_CUDA_ARCHITECTURES}"
+      )
+    elseif(SUBQUAD_CUDA STREQUAL "AUTO")
+      message(STATUS "CUDA library: not built, nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 13.0")
+    else()
+      message(FATAL_ERROR "SUBQUAD_CUDA=${SUBQUAD_CUDA} needs nvcc 13.0 or newer, found "
+                          "${CMAKE_CUDA_COMPILER_VERSION}"
       )
     endif()
-    set(subquad_has_cuda ON)
-    message(STATUS "CUDA library: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, for "
-                   "${SUBQUAD_CUDA_ARCHITECTURES}"
-    )
   elseif(SUBQUAD_CUDA STREQUAL "AUTO")
     message(STATUS "CUDA library: not built, no nvcc found")
   else()
