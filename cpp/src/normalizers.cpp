@@ -280,8 +280,8 @@ struct log_normalizer_vjp_layout {
   }
 };
 
-// Rows of log_z = +inf count for nothing in the sums; what their pairs of infinite score make of the
-// gradients is inf - inf. Rare, hence plain.
+// Rows of log_z = +inf count for nothing in the sums; what their pairs of infinite score make of
+// the gradients is inf - inf. Rare, hence plain.
 template <class T>
 void mark_infinite_rows(const batch_shape& shape, const array_view& x, const array_view& y,
                         const array_view* log_weights, const array_view* excluded,
