@@ -16,25 +16,16 @@
 namespace mixtures {
 
 using subquad::array_view;
+using subquad::cuda::on_host::joined;
 using subquad::cuda::on_host::layout;
-using shape_list = std::vector<std::int64_t>;
+using subquad::cuda::on_host::product;
+using subquad::cuda::on_host::shape_list;
 using real = long double;
 
 constexpr real kInfinity = std::numeric_limits<real>::infinity();
 
 template <class T>
 constexpr real kUnit = std::numeric_limits<T>::epsilon() / 2;
-
-inline shape_list joined(shape_list first, const shape_list& second) {
-  first.insert(first.end(), second.begin(), second.end());
-  return first;
-}
-
-inline std::int64_t product(const shape_list& shape) {
-  std::int64_t size = 1;
-  for (const std::int64_t length : shape) size *= length;
-  return size;
-}
 
 // An array with plain indices.
 template <class T>

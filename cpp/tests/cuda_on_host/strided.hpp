@@ -17,6 +17,43 @@
 
 namespace subquad::cuda::on_host {
 
+using shape_list = std::vector<std::int64_t>;
+
+inline shape_list joined(shape_list first, const shape_list& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+inline std::int64_t product(const shape_list& lengths) {
+  std::int64_t product = 1;
+  for (const std::int64_t length : lengths) product *= length;
+  return product;
+}
+
+// Calls body(index) for all indices below `lengths`, in C order.
+template <class F>
+void each_index(const shape_list& lengths, F&& body) {
+  shape_list index(lengths.size(), 0);
+  for (std::int64_t left = product(lengths); left > 0; --left) {
+    body(index);
+    for (std::size_t axis = index.size(); axis-- > 0;) {
+      if (++index[axis] < lengths[axis]) break;
+      index[axis] = 0;
+    }
+  }
+}
+
+// Everything with blocks and threads in shuffled order, some of it in the other two.
+template <class All, class Some>
+void in_every_order(All&& all, Some&& some) {
+  set_order(order::shuffled);
+  all();
+  for (const order how : {order::ascending, order::descending}) {
+    set_order(how);
+    some();
+  }
+}
+
 inline double number(float value) { return static_cast<double>(value); }
 inline double number(double value) { return value; }
 inline double number(float16 value) { return static_cast<double>(from_float16(value.bits)); }
@@ -126,15 +163,7 @@ class strided_array {
   // Calls body(element, index) for all elements.
   template <class F>
   void each(F&& body) const {
-    std::vector<std::int64_t> index(shape_.size(), 0);
-    const std::int64_t size = count();
-    for (std::int64_t i = 0; i < size; ++i) {
-      body((*this)(index), index);
-      for (std::size_t axis = shape_.size(); axis-- > 0;) {
-        if (++index[axis] < shape_[axis]) break;
-        index[axis] = 0;
-      }
-    }
+    each_index(shape_, [&](const shape_list& index) { body((*this)(index), index); });
   }
 
   // Whether memory between the elements is as it was.

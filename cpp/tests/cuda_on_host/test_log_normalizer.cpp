@@ -21,21 +21,18 @@ using subquad::array_view;
 using subquad::cuda::arithmetic_t;
 using subquad::cuda::bfloat16;
 using subquad::cuda::float16;
+using subquad::cuda::on_host::each_index;
+using subquad::cuda::on_host::joined;
 using subquad::cuda::on_host::layout;
 using subquad::cuda::on_host::number;
 using subquad::cuda::on_host::order;
 using subquad::cuda::on_host::rounded;
 using subquad::cuda::on_host::set_order;
 using subquad::cuda::on_host::strided_array;
-using shape = std::vector<std::int64_t>;
+using shape = subquad::cuda::on_host::shape_list;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-shape joined(shape batch, const shape& tail) {
-  batch.insert(batch.end(), tail.begin(), tail.end());
-  return batch;
-}
 
 // Batch dimensions of each argument, and how its elements lie.
 struct form {
@@ -84,8 +81,7 @@ struct problem {
   void run() const {
     const array_view views[] = {x.view(), y.view(), log_weights.view(), excluded.view(),
                                 out.view()};
-    std::int64_t batch = 1;
-    for (const std::int64_t length : of.batch) batch *= length;
+    const std::int64_t batch = subquad::cuda::on_host::product(of.batch);
     const auto bytes = static_cast<std::int64_t>(
         subquad::core::log_normalizer_workspace(batch, of.n, of.m, of.d, sizeof(S)));
     const strided_array<std::uint8_t> memory({bytes}, layout::unaligned);
@@ -94,16 +90,7 @@ struct problem {
   }
 
   void check() const {
-    shape index(of.batch.size(), 0);
-    std::int64_t count = 1;
-    for (const std::int64_t length : of.batch) count *= length;
-    for (std::int64_t b = 0; b < count; ++b) {
-      check_member(index);
-      for (std::size_t axis = index.size(); axis-- > 0;) {
-        if (++index[axis] < of.batch[axis]) break;
-        index[axis] = 0;
-      }
-    }
+    each_index(of.batch, [&](const shape& b) { check_member(b); });
     SUBQUAD_CHECK(out.gaps_untouched());
   }
 

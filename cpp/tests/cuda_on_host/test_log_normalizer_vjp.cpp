@@ -22,22 +22,19 @@ using subquad::array_view;
 using subquad::cuda::arithmetic_t;
 using subquad::cuda::bfloat16;
 using subquad::cuda::float16;
+using subquad::cuda::on_host::each_index;
+using subquad::cuda::on_host::joined;
 using subquad::cuda::on_host::layout;
 using subquad::cuda::on_host::number;
 using subquad::cuda::on_host::order;
 using subquad::cuda::on_host::rounded;
 using subquad::cuda::on_host::set_order;
 using subquad::cuda::on_host::strided_array;
-using shape = std::vector<std::int64_t>;
+using shape = subquad::cuda::on_host::shape_list;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr float kFloatInfinity = std::numeric_limits<float>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-shape joined(shape batch, const shape& tail) {
-  batch.insert(batch.end(), tail.begin(), tail.end());
-  return batch;
-}
 
 // Batch dimensions of each argument, and how its elements lie.
 struct form {
@@ -130,20 +127,6 @@ struct problem {
     find_log_z();
   }
 
-  template <class F>
-  void each_batch(F&& body) const {
-    shape index(of.batch.size(), 0);
-    std::int64_t count = 1;
-    for (const std::int64_t length : of.batch) count *= length;
-    for (std::int64_t b = 0; b < count; ++b) {
-      body(index);
-      for (std::size_t axis = index.size(); axis-- > 0;) {
-        if (++index[axis] < of.batch[axis]) break;
-        index[axis] = 0;
-      }
-    }
-  }
-
   member at(const shape& b) const {
     member one{of.n, of.m, of.d, {}, {}, {}, {}, {}, {}};
     for (std::int64_t i = 0; i < of.n; ++i) {
@@ -162,7 +145,7 @@ struct problem {
   // log_z as the forward function gives it; where it has fewer batch dimensions than the scores, of
   // whichever batch comes last.
   void find_log_z() {
-    each_batch([&](const shape& b) {
+    each_index(of.batch, [&](const shape& b) {
       const member one = at(b);
       for (std::int64_t i = 0; i < of.n; ++i) {
         long double top = -kInfinity;
@@ -184,8 +167,7 @@ struct problem {
     const array_view views[] = {grad.view(),        x.view(),        y.view(),
                                 log_weights.view(), excluded.view(), log_z.view(),
                                 grad_x.view(),      grad_y.view(),   grad_log_weights.view()};
-    std::int64_t batch = 1;
-    for (const std::int64_t length : of.batch) batch *= length;
+    const std::int64_t batch = subquad::cuda::on_host::product(of.batch);
     const auto bytes = static_cast<std::int64_t>(
         subquad::core::log_normalizer_vjp_workspace(batch, of.n, of.m, of.d, sizeof(S)));
     const strided_array<std::uint8_t> memory({bytes}, layout::unaligned);
@@ -266,7 +248,7 @@ struct problem {
   }
 
   void check() const {
-    each_batch([&](const shape& b) {
+    each_index(of.batch, [&](const shape& b) {
       const member one = at(b);
       const auto m = static_cast<std::size_t>(of.m);
       const auto d = static_cast<std::size_t>(of.d);

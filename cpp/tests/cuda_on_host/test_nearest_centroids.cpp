@@ -254,14 +254,8 @@ void check_all() {
 }  // namespace
 
 int main() {
-  set_order(order::shuffled);
-  check_all<float>();
-  check_all<double>();
-  for (const order how : {order::ascending, order::descending}) {
-    set_order(how);
-    check_some<float>();
-    check_some<double>();
-  }
+  in_every_order([] { check_all<float>(), check_all<double>(); },
+                 [] { check_some<float>(), check_some<double>(); });
   check_errors();
   return checks::status();
 }
