@@ -85,6 +85,14 @@ struct batch_shapes {
   shape_list diagonal;
 };
 
+// All alike; broadcast over each other; some absent.
+inline const batch_shapes kBatchShapes[] = {
+    {{3}, {3}, {3}, {3}, {3}, {3}},
+    {{2, 3}, {2, 1}, {3}, {}, {1, 3}, {2, 3}},
+    {{3}, {}, {3}, {3}, {}, {1}},
+    {{2}, {2}, {}, {}, {}, {}},
+};
+
 struct moments {
   real mean;
   real variance;

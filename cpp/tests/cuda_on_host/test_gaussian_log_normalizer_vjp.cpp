@@ -270,18 +270,12 @@ void test_layouts() {
 
 template <class T>
 void test_batches() {
-  const batch_shapes kShapes[] = {
-      {{3}, {3}, {3}, {3}, {3}, {3}},
-      {{2, 3}, {2, 1}, {3}, {}, {1, 3}, {2, 3}},
-      {{3}, {}, {3}, {3}, {}, {1}},
-      {{2}, {2}, {}, {}, {}, {}},
-  };
-  for (const batch_shapes& shapes : kShapes) {
+  for (const batch_shapes& shapes : kBatchShapes) {
     for (const layout how : {layout::contiguous, layout::spread}) {
       reverse<T>({17, 3, 5, 4}, how, shapes).run_and_check("batch");
     }
   }
-  reverse<T>({515, 2, 3, 2}, layout::contiguous, kShapes[0]).run_and_check("batch, packed");
+  reverse<T>({515, 2, 3, 2}, layout::contiguous, kBatchShapes[0]).run_and_check("batch, packed");
 }
 
 // Entries enough that a block takes all components. Not of float32, where plain arithmetic would
