@@ -14,7 +14,9 @@ file(GLOB subquad_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/src/c
 list(
   APPEND
   subquad_cuda_sources
+  ${PROJECT_SOURCE_DIR}/cpp/src/c_api_attention.cpp
   ${PROJECT_SOURCE_DIR}/cpp/src/c_api_normalizers.cpp
+  ${PROJECT_SOURCE_DIR}/cpp/src/c_api_scans.cpp
   ${PROJECT_SOURCE_DIR}/cpp/src/c_api_version.cpp
   ${PROJECT_SOURCE_DIR}/cpp/src/cuda/c_api_cuda.cpp
 )

@@ -45,8 +45,8 @@ void parallel_for(std::int64_t n_tasks, int max_threads, F&& body) {
   using body_type = std::remove_reference_t<F>;
   detail::run_tasks(
       n_tasks, max_threads,
-      [](void* context, std::int64_t task, int slot) {
-        (*static_cast<body_type*>(context))(task, slot);
+      [](void* closure, std::int64_t task, int slot) {
+        (*static_cast<body_type*>(closure))(task, slot);
       },
       const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }

@@ -7,6 +7,8 @@ from __future__ import annotations
 import typing
 
 __all__: list[str] = [
+    "attention_step",
+    "attention_step_workspace",
     "build_config",
     "component_scatter",
     "component_scatter_workspace",
@@ -23,10 +25,26 @@ __all__: list[str] = [
     "get_isa",
     "get_num_threads",
     "isa_levels",
+    "linear_attention",
+    "linear_attention_vjp",
+    "linear_attention_vjp_workspace",
+    "linear_attention_workspace",
+    "log_linear_attention",
+    "log_linear_attention_vjp",
+    "log_linear_attention_vjp_workspace",
+    "log_linear_attention_workspace",
+    "log_linear_recurrence",
+    "log_linear_recurrence_vjp",
+    "log_linear_recurrence_vjp_workspace",
+    "log_linear_recurrence_workspace",
     "log_normalizer",
     "log_normalizer_vjp",
     "log_normalizer_vjp_workspace",
     "log_normalizer_workspace",
+    "logcumsumexp",
+    "logcumsumexp_vjp",
+    "logcumsumexp_vjp_workspace",
+    "logcumsumexp_workspace",
     "measure_rate",
     "nearest_centroids",
     "nearest_centroids_workspace",
@@ -34,10 +52,37 @@ __all__: list[str] = [
     "sample_residuals_workspace",
     "set_isa",
     "set_num_threads",
+    "signed_logcumsumexp",
+    "signed_logcumsumexp_vjp",
+    "signed_logcumsumexp_vjp_workspace",
+    "signed_logcumsumexp_workspace",
     "vector_math",
 ]
 
 def _dlpack_layout() -> dict[str, tuple[int, tuple[int, ...]]]: ...
+def attention_step(
+    log_k: typing.Any,
+    v: typing.Any,
+    log_q: typing.Any,
+    log_decay: typing.Any,
+    key_sums: typing.Any,
+    value_sums: typing.Any,
+    recent_keys: typing.Any,
+    recent_values: typing.Any,
+    recent_count: typing.Any,
+    empty_is_nan: bool,
+    y: typing.Any,
+    log_z: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def attention_step_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    d_k: typing.SupportsInt | typing.SupportsIndex,
+    d_v: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def build_config() -> dict[str, typing.Any]: ...
 def component_scatter(
     y: typing.Any,
@@ -143,6 +188,171 @@ def gaussian_score_moments_workspace(
 def get_isa() -> str: ...
 def get_num_threads() -> int: ...
 def isa_levels() -> list[str]: ...
+def linear_attention(
+    log_k: typing.Any,
+    v: typing.Any,
+    log_q: typing.Any,
+    log_decay: typing.Any,
+    key_mask: typing.Any,
+    segments: typing.Any,
+    key_sums: typing.Any,
+    value_sums: typing.Any,
+    causal: bool,
+    empty_is_nan: bool,
+    y: typing.Any,
+    log_z: typing.Any,
+    final_key_sums: typing.Any,
+    final_value_sums: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def linear_attention_vjp(
+    log_k: typing.Any,
+    v: typing.Any,
+    log_q: typing.Any,
+    log_decay: typing.Any,
+    key_mask: typing.Any,
+    segments: typing.Any,
+    key_sums: typing.Any,
+    value_sums: typing.Any,
+    causal: bool,
+    y: typing.Any,
+    grad_y: typing.Any,
+    grad_log_z: typing.Any,
+    grad_final_key_sums: typing.Any,
+    grad_final_value_sums: typing.Any,
+    grad_log_k: typing.Any,
+    grad_v: typing.Any,
+    grad_log_q: typing.Any,
+    grad_log_decay: typing.Any,
+    grad_key_sums: typing.Any,
+    grad_value_sums: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def linear_attention_vjp_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_q: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    d_k: typing.SupportsInt | typing.SupportsIndex,
+    d_v: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    causal: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def linear_attention_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_q: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    d_k: typing.SupportsInt | typing.SupportsIndex,
+    d_v: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    causal: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def log_linear_attention(
+    log_k: typing.Any,
+    log_v: typing.Any,
+    sign_v: typing.Any,
+    log_q: typing.Any,
+    log_decay: typing.Any,
+    key_mask: typing.Any,
+    segments: typing.Any,
+    log_numerator: typing.Any,
+    sign_numerator: typing.Any,
+    log_denominator: typing.Any,
+    causal: bool,
+    log_y: typing.Any,
+    sign_y: typing.Any,
+    log_z: typing.Any,
+    final_log_numerator: typing.Any,
+    final_sign_numerator: typing.Any,
+    final_log_denominator: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def log_linear_attention_vjp(
+    log_k: typing.Any,
+    log_v: typing.Any,
+    sign_v: typing.Any,
+    log_q: typing.Any,
+    log_decay: typing.Any,
+    key_mask: typing.Any,
+    segments: typing.Any,
+    log_numerator: typing.Any,
+    sign_numerator: typing.Any,
+    log_denominator: typing.Any,
+    causal: bool,
+    grad_log_y: typing.Any,
+    grad_log_z: typing.Any,
+    grad_final_log_numerator: typing.Any,
+    grad_final_log_denominator: typing.Any,
+    grad_log_k: typing.Any,
+    grad_log_v: typing.Any,
+    grad_log_q: typing.Any,
+    grad_log_decay: typing.Any,
+    grad_log_numerator: typing.Any,
+    grad_log_denominator: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def log_linear_attention_vjp_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_q: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    d_k: typing.SupportsInt | typing.SupportsIndex,
+    d_v: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    causal: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def log_linear_attention_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_q: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    d_k: typing.SupportsInt | typing.SupportsIndex,
+    d_v: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    causal: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def log_linear_recurrence(
+    log_a: typing.Any,
+    log_b: typing.Any,
+    state: typing.Any,
+    segments: typing.Any,
+    axis: typing.SupportsInt | typing.SupportsIndex,
+    reverse: bool,
+    out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def log_linear_recurrence_vjp(
+    log_a: typing.Any,
+    log_b: typing.Any,
+    state: typing.Any,
+    segments: typing.Any,
+    axis: typing.SupportsInt | typing.SupportsIndex,
+    reverse: bool,
+    grad: typing.Any,
+    grad_log_a: typing.Any,
+    grad_log_b: typing.Any,
+    grad_state: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def log_linear_recurrence_vjp_workspace(
+    lanes: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def log_linear_recurrence_workspace(
+    lanes: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def log_normalizer(
     x: typing.Any,
     y: typing.Any,
@@ -178,6 +388,47 @@ def log_normalizer_workspace(
     n: typing.SupportsInt | typing.SupportsIndex,
     m: typing.SupportsInt | typing.SupportsIndex,
     d: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def logcumsumexp(
+    x: typing.Any,
+    log_sum: typing.Any,
+    remainder: typing.Any,
+    segments: typing.Any,
+    axis: typing.SupportsInt | typing.SupportsIndex,
+    reverse: bool,
+    exclusive: bool,
+    out: typing.Any,
+    final_log_sum: typing.Any,
+    final_remainder: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def logcumsumexp_vjp(
+    x: typing.Any,
+    log_sum: typing.Any,
+    remainder: typing.Any,
+    segments: typing.Any,
+    axis: typing.SupportsInt | typing.SupportsIndex,
+    reverse: bool,
+    exclusive: bool,
+    grad: typing.Any,
+    grad_final: typing.Any,
+    grad_x: typing.Any,
+    grad_log_sum: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def logcumsumexp_vjp_workspace(
+    lanes: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def logcumsumexp_workspace(
+    lanes: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
@@ -228,6 +479,41 @@ def sample_residuals_workspace(
 ) -> int: ...
 def set_isa(level: str) -> None: ...
 def set_num_threads(n_threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def signed_logcumsumexp(
+    x: typing.Any,
+    sign: typing.Any,
+    axis: typing.SupportsInt | typing.SupportsIndex,
+    reverse: bool,
+    exclusive: bool,
+    out: typing.Any,
+    out_sign: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def signed_logcumsumexp_vjp(
+    x: typing.Any,
+    sign: typing.Any,
+    axis: typing.SupportsInt | typing.SupportsIndex,
+    reverse: bool,
+    exclusive: bool,
+    grad: typing.Any,
+    grad_x: typing.Any,
+    grad_sign: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def signed_logcumsumexp_vjp_workspace(
+    lanes: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def signed_logcumsumexp_workspace(
+    lanes: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def vector_math(name: str, x: typing.Any, out: typing.Any) -> None: ...
 
 _c_functions: typing.Any

@@ -279,6 +279,223 @@ SUBQUAD_API subquad_status subquad_sample_residuals(
     const subquad_array* log_factor, const subquad_array* log_error, const subquad_array* third,
     const subquad_array* workspace, const subquad_context* context, subquad_error* error);
 
+/* ---- scans ----------------------------------------------------------------------------------- */
+
+/* Scans run along dimension `axis`, 0 <= axis < ndim, of arrays of one shape; n is its length and
+ * `lanes` the product of the other lengths. "(lanes...)" is that shape without the axis. An entry
+ * -inf is the logarithm of zero and counts for nothing; what follows +inf is +inf; NaN reaches what
+ * follows it, and nothing before. segments (n), int64, optional: runs of equal numbers are
+ * sequences of their own, and nothing crosses a border. With reverse != 0 the scan runs from the
+ * last entry to the first, and "before" means after. */
+
+/* out_i = log sum_{j <= i} exp(x_j), or j < i with exclusive != 0; -inf where the sum is empty.
+ *
+ * x, out of one shape. A state: log_sum (lanes...) counts as one more entry before the first, and
+ * with remainder (lanes...), optional, as log_sum + remainder. final_log_sum, final_remainder
+ * (lanes...), optional: the logarithm of the sum over all entries of the last run, the state
+ * included, rounded to an element, and what rounding took from it (0 where that is not finite).
+ * Within 2 ulp of max(|out|, 16). */
+SUBQUAD_API size_t subquad_logcumsumexp_workspace(int64_t lanes, int64_t n, int64_t itemsize,
+                                                  int32_t device);
+SUBQUAD_API subquad_status subquad_logcumsumexp(
+    const subquad_array* x, const subquad_array* log_sum, const subquad_array* remainder,
+    const subquad_array* segments, int32_t axis, int32_t reverse, int32_t exclusive,
+    const subquad_array* out, const subquad_array* final_log_sum,
+    const subquad_array* final_remainder, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_logcumsumexp: grad_x_j = sum_i grad_i exp(x_j - out_i) over the i whose sum
+ * holds j, with grad_final as the gradient of final_log_sum. 0 where x_j = -inf; NaN where the
+ * sums that hold j are not finite, unless their gradients are all 0.
+ *
+ * grad of x's shape and grad_final (lanes...), each optional (0). Each output optional: grad_x of
+ * x's shape, grad_log_sum (lanes...), which is the gradient of log_sum and of remainder alike. */
+SUBQUAD_API size_t subquad_logcumsumexp_vjp_workspace(int64_t lanes, int64_t n, int64_t itemsize,
+                                                      int32_t device);
+SUBQUAD_API subquad_status subquad_logcumsumexp_vjp(
+    const subquad_array* x, const subquad_array* log_sum, const subquad_array* remainder,
+    const subquad_array* segments, int32_t axis, int32_t reverse, int32_t exclusive,
+    const subquad_array* grad, const subquad_array* grad_final, const subquad_array* grad_x,
+    const subquad_array* grad_log_sum, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
+
+/* out_i = log |s_i| and out_sign_i = the sign of s_i (-1, 0 or 1), s_i = sum_{j <= i} sign_j exp(x_j),
+ * or j < i with exclusive != 0. out is -inf and out_sign 0 where the sum is empty or cancels.
+ *
+ * x, sign, out, out_sign of one shape. sign may be any real number and acts as a weight; 0 removes
+ * its entry, whatever x holds. The sums are carried in float64. */
+SUBQUAD_API size_t subquad_signed_logcumsumexp_workspace(int64_t lanes, int64_t n, int64_t itemsize,
+                                                         int32_t device);
+SUBQUAD_API subquad_status subquad_signed_logcumsumexp(
+    const subquad_array* x, const subquad_array* sign, int32_t axis, int32_t reverse,
+    int32_t exclusive, const subquad_array* out, const subquad_array* out_sign,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_signed_logcumsumexp, for a gradient of its out:
+ *   grad_x_j = sign_j exp(x_j) sum_i grad_i / s_i    and    grad_sign_j = exp(x_j) sum_i grad_i / s_i
+ * over the i whose sum holds j and where s_i is not 0.
+ *
+ * All arrays of one shape; each output optional. */
+SUBQUAD_API size_t subquad_signed_logcumsumexp_vjp_workspace(int64_t lanes, int64_t n,
+                                                             int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_signed_logcumsumexp_vjp(
+    const subquad_array* x, const subquad_array* sign, int32_t axis, int32_t reverse,
+    int32_t exclusive, const subquad_array* grad, const subquad_array* grad_x,
+    const subquad_array* grad_sign, const subquad_array* workspace, const subquad_context* context,
+    subquad_error* error);
+
+/* out_t = log h_t, h_t = exp(log_a_t) h_{t-1} + exp(log_b_t), by states that are renormalised as they
+ * go, never by a cumulative sum of log_a.
+ *
+ * log_a, log_b, out of one shape; state (lanes...), optional: log h before the first entry (-inf).
+ * log_a_t = -inf makes h_t = exp(log_b_t), whatever came before; so does the first entry of a run,
+ * but for the first run where there is a state. */
+SUBQUAD_API size_t subquad_log_linear_recurrence_workspace(int64_t lanes, int64_t n,
+                                                           int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_log_linear_recurrence(
+    const subquad_array* log_a, const subquad_array* log_b, const subquad_array* state,
+    const subquad_array* segments, int32_t axis, int32_t reverse, const subquad_array* out,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_log_linear_recurrence. With p_t = exp(log_a_t + out_{t-1} - out_t) and
+ * G_t = grad_t + p_{t+1} G_{t+1}:
+ *   grad_log_a_t = p_t G_t, grad_log_b_t = exp(log_b_t - out_t) G_t, grad_state = p_1 G_1
+ * and 0 where out_t = -inf.
+ *
+ * grad of the shape of log_a; each output optional, in the shape of its input. */
+SUBQUAD_API size_t subquad_log_linear_recurrence_vjp_workspace(int64_t lanes, int64_t n,
+                                                               int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_log_linear_recurrence_vjp(
+    const subquad_array* log_a, const subquad_array* log_b, const subquad_array* state,
+    const subquad_array* segments, int32_t axis, int32_t reverse, const subquad_array* grad,
+    const subquad_array* grad_log_a, const subquad_array* grad_log_b,
+    const subquad_array* grad_state, const subquad_array* workspace, const subquad_context* context,
+    subquad_error* error);
+
+/* ---- attention ------------------------------------------------------------------------------- */
+
+/* Linear attention over log-features. With w_tj = sum_r exp(log_q_tr + log_k_jr),
+ *   y_t = sum_j w_tj v_j / sum_j w_tj    and    log_z_t = log sum_j w_tj
+ * over all keys j, or with causal != 0 over j <= t. With a decay, which needs causal != 0,
+ * w_tj = sum_r exp(log_q_tr + log_k_jr + log_decay_{j+1,r} + ... + log_decay_tr).
+ *
+ * log_q (B..., n_q, d_k), optional: without it a call computes the final state alone. log_k
+ * (B..., n, d_k); v (B..., n, d_v); log_decay (B..., n, d_k), optional (0). Causal calls have
+ * n_q = n. key_mask (B..., n), uint8, optional: 0 removes a key. segments (n), int64, optional:
+ * runs of equal numbers attend within themselves only (n_q = n). In every function causal != 0 and
+ * the sizes say how much workspace is needed.
+ *
+ * A key that is removed, or whose log_k are all -inf, counts for nothing, whatever its v holds. A
+ * row whose sum is empty gives y = 0, or NaN where empty_is_nan != 0, and log_z = -inf; its gradients
+ * are 0. log_decay = -inf forgets a feature, whatever it held. NaN and infinities reach the rows
+ * that attend them. Valid at any finite log_q and log_k: differences are formed before they are
+ * rounded.
+ *
+ * A state is a sum over keys that came before, of one run (with segments, the first):
+ *   key_sums (B..., 5, d_k): the logarithm M of the scale, what rounding took from M; Z = sum_j
+ *     exp(log_k_j - M), what rounding took from Z; the sum of log_decay since the state was empty
+ *   value_sums (B..., 2, d_k, d_v): S = sum_j exp(log_k_j - M) v_j, and what rounding took from S
+ * with log_k_j decayed to the last token. M is -inf, and the sums 0, for a feature that no key has.
+ * key_sums and value_sums come together or not at all, and so do final_key_sums and
+ * final_value_sums, the state after the last token (of the last run), which holds the state that
+ * went in. */
+
+/* y (B..., n_q, d_v) and log_z (B..., n_q), each optional. No array of n d_k d_v is made: the
+ * workspace is O(threads) and, for one long sequence, O(n / 64 (d_k + L) d_v) at most. */
+SUBQUAD_API size_t subquad_linear_attention_workspace(int64_t batch, int64_t n_q, int64_t n,
+                                                      int64_t d_k, int64_t d_v, int64_t itemsize,
+                                                      int32_t causal, int32_t device);
+SUBQUAD_API subquad_status subquad_linear_attention(
+    const subquad_array* log_k, const subquad_array* v, const subquad_array* log_q,
+    const subquad_array* log_decay, const subquad_array* key_mask, const subquad_array* segments,
+    const subquad_array* key_sums, const subquad_array* value_sums, int32_t causal,
+    int32_t empty_is_nan, const subquad_array* y, const subquad_array* log_z,
+    const subquad_array* final_key_sums, const subquad_array* final_value_sums,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_linear_attention. grad_y, y (B..., n_q, d_v), together; grad_log_z (B..., n_q);
+ * grad_final_key_sums (B..., 5, d_k), of which the parts of Z and of the sum of log_decay are looked
+ * at; grad_final_value_sums (B..., 2, d_k, d_v), of which the part of S is: each optional (0). M is
+ * a constant.
+ *
+ * Each output optional, in the shape of its input with the broadcast batch dimensions. grad_key_sums
+ * is 0 but for Z and what rounding took from it, which are alike, and the sum of log_decay;
+ * both parts of grad_value_sums are alike. */
+SUBQUAD_API size_t subquad_linear_attention_vjp_workspace(int64_t batch, int64_t n_q, int64_t n,
+                                                          int64_t d_k, int64_t d_v,
+                                                          int64_t itemsize, int32_t causal,
+                                                          int32_t device);
+SUBQUAD_API subquad_status subquad_linear_attention_vjp(
+    const subquad_array* log_k, const subquad_array* v, const subquad_array* log_q,
+    const subquad_array* log_decay, const subquad_array* key_mask, const subquad_array* segments,
+    const subquad_array* key_sums, const subquad_array* value_sums, int32_t causal,
+    const subquad_array* y, const subquad_array* grad_y, const subquad_array* grad_log_z,
+    const subquad_array* grad_final_key_sums, const subquad_array* grad_final_value_sums,
+    const subquad_array* grad_log_k, const subquad_array* grad_v, const subquad_array* grad_log_q,
+    const subquad_array* grad_log_decay, const subquad_array* grad_key_sums,
+    const subquad_array* grad_value_sums, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
+
+/* The same for values in logarithms, v = sign_v exp(log_v) of any range: log_y = log |y| and sign_y
+ * its sign (-1, 0 or 1). An empty row, and a value that cancels, is -inf with sign 0.
+ *
+ * log_v, sign_v (B..., n, d_v); without sign_v values are positive. log_y, sign_y (B..., n_q, d_v),
+ * log_z (B..., n_q), each optional. The state is in logarithms as well: log_numerator (B..., d_k,
+ * d_v), sign_numerator of the same shape, optional (1), and log_denominator (B..., d_k), with their
+ * final_ counterparts; log_numerator and log_denominator come together. */
+SUBQUAD_API size_t subquad_log_linear_attention_workspace(int64_t batch, int64_t n_q, int64_t n,
+                                                          int64_t d_k, int64_t d_v,
+                                                          int64_t itemsize, int32_t causal,
+                                                          int32_t device);
+SUBQUAD_API subquad_status subquad_log_linear_attention(
+    const subquad_array* log_k, const subquad_array* log_v, const subquad_array* sign_v,
+    const subquad_array* log_q, const subquad_array* log_decay, const subquad_array* key_mask,
+    const subquad_array* segments, const subquad_array* log_numerator,
+    const subquad_array* sign_numerator, const subquad_array* log_denominator, int32_t causal,
+    const subquad_array* log_y, const subquad_array* sign_y, const subquad_array* log_z,
+    const subquad_array* final_log_numerator, const subquad_array* final_sign_numerator,
+    const subquad_array* final_log_denominator, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_log_linear_attention, for gradients of log_y, log_z, final_log_numerator and
+ * final_log_denominator, each optional (0). Each output optional, in the shape of its input with the
+ * broadcast batch dimensions. Entries whose logarithm is -inf have gradient 0. */
+SUBQUAD_API size_t subquad_log_linear_attention_vjp_workspace(int64_t batch, int64_t n_q, int64_t n,
+                                                              int64_t d_k, int64_t d_v,
+                                                              int64_t itemsize, int32_t causal,
+                                                              int32_t device);
+SUBQUAD_API subquad_status subquad_log_linear_attention_vjp(
+    const subquad_array* log_k, const subquad_array* log_v, const subquad_array* sign_v,
+    const subquad_array* log_q, const subquad_array* log_decay, const subquad_array* key_mask,
+    const subquad_array* segments, const subquad_array* log_numerator,
+    const subquad_array* sign_numerator, const subquad_array* log_denominator, int32_t causal,
+    const subquad_array* grad_log_y, const subquad_array* grad_log_z,
+    const subquad_array* grad_final_log_numerator, const subquad_array* grad_final_log_denominator,
+    const subquad_array* grad_log_k, const subquad_array* grad_log_v,
+    const subquad_array* grad_log_q, const subquad_array* grad_log_decay,
+    const subquad_array* grad_log_numerator, const subquad_array* grad_log_denominator,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* One more token of the causal form, for a batch of states that are changed in place.
+ *
+ * log_k, log_q (B..., d_k); v (B..., d_v); log_decay (B..., d_k), optional; y (B..., d_v); log_z
+ * (B...), optional. The states are C-contiguous and have the batch dimensions of y: key_sums and
+ * value_sums as above, and the tokens that they do not hold yet, R of them at most: recent_keys
+ * (B..., R, d_k), exp(log_k_j - M); recent_values (B..., R, d_v); recent_count (B...), int64, how many
+ * there are. M and the sum of log_decay follow every token, so that the whole state is the sums
+ * S + sum_j recent_keys_j recent_values_j^T and Z + sum_j recent_keys_j in the scale M. They are
+ * folded into S and Z when there are R, or when a key would exceed e^30 (float64: e^300) in the
+ * scale M; between that, S is only read. */
+SUBQUAD_API size_t subquad_attention_step_workspace(int64_t batch, int64_t d_k, int64_t d_v,
+                                                    int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_attention_step(
+    const subquad_array* log_k, const subquad_array* v, const subquad_array* log_q,
+    const subquad_array* log_decay, const subquad_array* key_sums, const subquad_array* value_sums,
+    const subquad_array* recent_keys, const subquad_array* recent_values,
+    const subquad_array* recent_count, int32_t empty_is_nan, const subquad_array* y,
+    const subquad_array* log_z, const subquad_array* workspace, const subquad_context* context,
+    subquad_error* error);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

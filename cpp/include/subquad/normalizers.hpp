@@ -13,23 +13,9 @@
 
 #include "subquad/array_view.hpp"
 #include "subquad/c_api.h"
-#include "subquad/errors.hpp"
+#include "subquad/call.hpp"
 
 namespace subquad {
-
-// How one call runs; n_threads = 0: get_num_threads(); stream: the cudaStream_t of a call on CUDA.
-using context = subquad_context;
-
-namespace detail {
-
-static_assert(sizeof(array_view) == sizeof(subquad_array), "one layout for C and C++");
-
-inline const subquad_array* as_c(const array_view* view) noexcept {
-  return reinterpret_cast<const subquad_array*>(view);
-}
-inline const subquad_array* as_c(const array_view& view) noexcept { return as_c(&view); }
-
-}  // namespace detail
 
 inline std::size_t log_normalizer_workspace(std::int64_t batch, std::int64_t n, std::int64_t m,
                                             std::int64_t d, std::int64_t itemsize,

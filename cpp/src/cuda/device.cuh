@@ -200,6 +200,27 @@ SUBQUAD_DEVICE void mma_float64(double (&d)[2], double a, double b) {
 #endif
 }
 
+// Publishes what the calling thread has written before, by a flag that another block waits for.
+SUBQUAD_DEVICE void store_release(std::uint32_t* flag, std::uint32_t value) {
+#if defined(__CUDACC__)
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+#else
+  *flag = value;
+#endif
+}
+
+// Waits until a flag is not 0; what was written before it was set can be read then.
+SUBQUAD_DEVICE void wait_until_set(const std::uint32_t* flag) {
+#if defined(__CUDACC__)
+  std::uint32_t value;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  } while (value == 0);
+#else
+  on_host::require_set(*flag != 0);
+#endif
+}
+
 }  // namespace subquad::cuda
 
 #endif  // SUBQUAD_CUDA_DEVICE_CUH

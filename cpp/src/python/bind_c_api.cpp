@@ -16,6 +16,17 @@ const c_functions kFunctions = {
     &subquad_component_sums,
     &subquad_component_scatter,
     &subquad_sample_residuals,
+    &subquad_logcumsumexp,
+    &subquad_logcumsumexp_vjp,
+    &subquad_signed_logcumsumexp,
+    &subquad_signed_logcumsumexp_vjp,
+    &subquad_log_linear_recurrence,
+    &subquad_log_linear_recurrence_vjp,
+    &subquad_linear_attention,
+    &subquad_linear_attention_vjp,
+    &subquad_log_linear_attention,
+    &subquad_log_linear_attention_vjp,
+    &subquad_attention_step,
 };
 
 }  // namespace

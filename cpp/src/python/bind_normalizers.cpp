@@ -11,9 +11,6 @@ using py::arg;
 using py::handle;
 using py::pos_only;
 
-// A call on a stream of CUDA, or 0.
-context on(std::uintptr_t stream) { return {0, reinterpret_cast<void*>(stream)}; }
-
 void log_normalizer(handle x, handle y, handle log_weights, handle excluded, handle out,
                     handle workspace, std::uintptr_t stream) {
   const input x_view(x, "x");

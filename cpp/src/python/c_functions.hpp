@@ -25,6 +25,17 @@ struct c_functions {
   decltype(&subquad_component_sums) component_sums;
   decltype(&subquad_component_scatter) component_scatter;
   decltype(&subquad_sample_residuals) sample_residuals;
+  decltype(&subquad_logcumsumexp) logcumsumexp;
+  decltype(&subquad_logcumsumexp_vjp) logcumsumexp_vjp;
+  decltype(&subquad_signed_logcumsumexp) signed_logcumsumexp;
+  decltype(&subquad_signed_logcumsumexp_vjp) signed_logcumsumexp_vjp;
+  decltype(&subquad_log_linear_recurrence) log_linear_recurrence;
+  decltype(&subquad_log_linear_recurrence_vjp) log_linear_recurrence_vjp;
+  decltype(&subquad_linear_attention) linear_attention;
+  decltype(&subquad_linear_attention_vjp) linear_attention_vjp;
+  decltype(&subquad_log_linear_attention) log_linear_attention;
+  decltype(&subquad_log_linear_attention_vjp) log_linear_attention_vjp;
+  decltype(&subquad_attention_step) attention_step;
 };
 
 }  // namespace subquad::python

@@ -154,6 +154,11 @@ shuffle_segment segment_of(int width, int by, const char* what, place where);
 
 std::uint32_t ballot(std::uint32_t mask, bool vote, const char* what, place where);
 
+// Blocks run one after the other: a flag that is not set when a block waits for it stays so.
+inline void require_set(bool is_set) {
+  if (!is_set) throw executor_error("waits for a flag that no block before it has set");
+}
+
 }  // namespace subquad::cuda::on_host
 
 // ---- the words of CUDA that kernels use ---------------------------------------------------------

@@ -38,6 +38,8 @@ class _CuPyKernels(CudaKernels):
 
 _KERNELS = _CuPyKernels()
 
+has_attention_step = True
+
 
 def takes(array: Array) -> bool:
     """Return whether kernels run on an array's device."""
@@ -63,3 +65,14 @@ nearest_centroids = _on_device(_KERNELS.nearest_centroids)
 component_sums = _on_device(_KERNELS.component_sums)
 component_scatter = _on_device(_KERNELS.component_scatter)
 sample_residuals = _on_device(_KERNELS.sample_residuals)
+logcumsumexp = _on_device(_KERNELS.logcumsumexp)
+logcumsumexp_vjp = _on_device(_KERNELS.logcumsumexp_vjp)
+signed_logcumsumexp = _on_device(_KERNELS.signed_logcumsumexp)
+signed_logcumsumexp_vjp = _on_device(_KERNELS.signed_logcumsumexp_vjp)
+log_linear_recurrence = _on_device(_KERNELS.log_linear_recurrence)
+log_linear_recurrence_vjp = _on_device(_KERNELS.log_linear_recurrence_vjp)
+linear_attention = _on_device(_KERNELS.linear_attention)
+linear_attention_vjp = _on_device(_KERNELS.linear_attention_vjp)
+log_linear_attention = _on_device(_KERNELS.log_linear_attention)
+log_linear_attention_vjp = _on_device(_KERNELS.log_linear_attention_vjp)
+attention_step = _on_device(_KERNELS.attention_step)

@@ -1,91 +1,17 @@
-"""The compiled kernels of `subquad._core` for NumPy arrays.
-
-`Kernels` serves every library with memory of the CPU or of CUDA: the library allocates
-outputs and scratch memory, the kernels fill them.
-"""
+"""The primitives of the normalizers on compiled kernels."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from subquad._dispatch import Array, Namespace, Own
-from subquad._reference._common import batch_shape, sum_to
-
-try:
-    from subquad import _core
-except ImportError as error:
-    message = (
-        "subquad._core, the compiled part of subquad, is missing or was built for "
-        "another Python: reinstall subquad (python -m pip install --force-reinstall "
-        f"subquad). The reason: {error}"
-    )
-    raise ImportError(message) from error
-
-# Where arrays lie, as the compiled functions number it.
-CPU, CUDA = 0, 1
-
-_SERVED: dict[int, bool] = {}
+from subquad._backends.compiled.memory import Memory, _core
+from subquad._dispatch import Array, Own
+from subquad._reference._common import batch_shape
 
 
-def serves_cuda(device_id: int) -> bool:
-    """Return whether kernels run on this CUDA device.
-
-    The first call loads them, so that later ones may be captured in a CUDA graph.
-
-    Raises
-    ------
-    RuntimeError
-        If CUDA works, and the device does not.
-    """
-    served = _SERVED.get(device_id)
-    if served is None:
-        served = not _core.cuda_info()["problem"]
-        if served:
-            try:
-                _core.cuda_prepare(device_id)
-            except TypeError:
-                # The library holds no kernels for this kind of device.
-                served = False
-        _SERVED[device_id] = served
-    return served
-
-
-class Kernels(ABC):
-    """The primitives over one library's memory of the CPU, or of CUDA."""
-
-    xp: Namespace
-    place = CPU
-
-    @property
-    @abstractmethod
-    def stream(self) -> int:
-        """The address of the stream that calls are queued on; 0 for the CPU."""
-
-    @abstractmethod
-    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Return new memory."""
-
-    @abstractmethod
-    def scratch(self, size: int) -> Array:
-        """Return this many bytes of new memory."""
-
-    @abstractmethod
-    def ready(self, array: Array) -> Array:
-        """Return an array that the kernels can read: aligned, and its own class."""
-
-    def largest_component(self, offsets: Array, n_samples: int) -> int:
-        """Return a bound on the number of samples between two offsets."""
-        del n_samples
-        sizes = (int(offsets[a + 1] - offsets[a]) for a in range(offsets.shape[0] - 1))
-        return max(sizes, default=0)
-
-    def optional(self, array: Array | None) -> Array | None:
-        return None if array is None else self.ready(array)
+class NormalizerKernels(Memory):
+    """The primitives of the normalizers."""
 
     def log_normalizer(
         self, x: Array, y: Array, log_weights: Array | None, excluded: Array | None
@@ -352,30 +278,6 @@ class Kernels(ABC):
         )
         return log_factor, log_error, third
 
-    def _gradients(
-        self,
-        needs: Sequence[bool],
-        batch: tuple[int, ...],
-        shapes: Sequence[tuple[int, ...]],
-        dtype: Any,
-    ) -> list[Array | None]:
-        """Allocate the gradients that are wanted, over the whole batch."""
-        return [
-            self.empty((*batch, *shape), dtype) if needed else None
-            for needed, shape in zip(needs, shapes, strict=True)
-        ]
-
-    def _summed(
-        self, gradients: Sequence[Array | None], inputs: Sequence[Array | None]
-    ) -> list[Array | None]:
-        """Bring gradients from the shape of the whole batch to their inputs' shapes."""
-        return [
-            None
-            if gradient is None or array is None
-            else sum_to(self.xp, gradient, tuple(array.shape))
-            for gradient, array in zip(gradients, inputs, strict=True)
-        ]
-
 
 def _batch(
     x_batch: Sequence[int], y_batch: Sequence[int], log_weights: Array | None
@@ -400,41 +302,3 @@ def _mixture_batch(
         tuple(factors.shape[:-3]),
         () if diagonal is None else tuple(diagonal.shape[:-2]),
     )
-
-
-class CudaKernels(Kernels):
-    """The primitives over one library's memory of CUDA."""
-
-    place = CUDA
-
-    def largest_component(self, offsets: Array, n_samples: int) -> int:
-        # Looking at the offsets would wait for the device.
-        del offsets
-        return n_samples
-
-
-class _NumPyKernels(Kernels):
-    xp = np
-    stream = 0
-
-    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        return np.empty(shape, dtype)
-
-    def scratch(self, size: int) -> Array:
-        return np.empty(size, np.uint8)
-
-    def ready(self, array: Array) -> Array:
-        return array if array.flags.aligned else array.copy()
-
-
-_KERNELS = _NumPyKernels()
-
-log_normalizer = _KERNELS.log_normalizer
-log_normalizer_vjp = _KERNELS.log_normalizer_vjp
-gaussian_log_normalizer = _KERNELS.gaussian_log_normalizer
-gaussian_log_normalizer_vjp = _KERNELS.gaussian_log_normalizer_vjp
-gaussian_score_moments = _KERNELS.gaussian_score_moments
-nearest_centroids = _KERNELS.nearest_centroids
-component_sums = _KERNELS.component_sums
-component_scatter = _KERNELS.component_scatter
-sample_residuals = _KERNELS.sample_residuals

@@ -1,0 +1,105 @@
+"""What compiled kernels need of a library: outputs, scratch memory, ready inputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from subquad._dispatch import Array, Namespace
+from subquad._reference._common import sum_to
+
+try:
+    from subquad import _core as _core
+except ImportError as error:
+    message = (
+        "subquad._core, the compiled part of subquad, is missing or was built for "
+        "another Python: reinstall subquad (python -m pip install --force-reinstall "
+        f"subquad). The reason: {error}"
+    )
+    raise ImportError(message) from error
+
+# Where arrays lie, as the compiled functions number it.
+CPU, CUDA = 0, 1
+
+_SERVED: dict[int, bool] = {}
+
+
+def serves_cuda(device_id: int) -> bool:
+    """Return whether kernels run on this CUDA device.
+
+    The first call loads them, so that later ones may be captured in a CUDA graph.
+
+    Raises
+    ------
+    RuntimeError
+        If CUDA works, and the device does not.
+    """
+    served = _SERVED.get(device_id)
+    if served is None:
+        served = not _core.cuda_info()["problem"]
+        if served:
+            try:
+                _core.cuda_prepare(device_id)
+            except TypeError:
+                # The library holds no kernels for this kind of device.
+                served = False
+        _SERVED[device_id] = served
+    return served
+
+
+class Memory(ABC):
+    """One library's memory of the CPU, or of CUDA."""
+
+    xp: Namespace
+    place = CPU
+
+    @property
+    @abstractmethod
+    def stream(self) -> int:
+        """The address of the stream that calls are queued on; 0 for the CPU."""
+
+    @abstractmethod
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return new memory."""
+
+    @abstractmethod
+    def scratch(self, size: int) -> Array:
+        """Return this many bytes of new memory."""
+
+    @abstractmethod
+    def ready(self, array: Array) -> Array:
+        """Return an array that the kernels can read: aligned, and its own class."""
+
+    def largest_component(self, offsets: Array, n_samples: int) -> int:
+        """Return a bound on the number of samples between two offsets."""
+        del n_samples
+        sizes = (int(offsets[a + 1] - offsets[a]) for a in range(offsets.shape[0] - 1))
+        return max(sizes, default=0)
+
+    def optional(self, array: Array | None) -> Array | None:
+        return None if array is None else self.ready(array)
+
+    def _gradients(
+        self,
+        needs: Sequence[bool],
+        batch: tuple[int, ...],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: Any,
+    ) -> list[Array | None]:
+        """Allocate the gradients that are wanted, over the whole batch."""
+        return [
+            self.empty((*batch, *shape), dtype) if needed else None
+            for needed, shape in zip(needs, shapes, strict=True)
+        ]
+
+    def _summed(
+        self, gradients: Sequence[Array | None], inputs: Sequence[Array | None]
+    ) -> list[Array | None]:
+        """Bring gradients from the shape of the whole batch to their inputs' shapes."""
+        return [
+            None
+            if gradient is None or array is None
+            else sum_to(self.xp, gradient, tuple(array.shape))
+            for gradient, array in zip(gradients, inputs, strict=True)
+        ]
