@@ -35,7 +35,13 @@ class Backend(Protocol):
 
     Arguments are validated and of one library, device and floating type (float32 or
     float64); optional arrays may be None. Leading batch dimensions broadcast in the
-    normalizers and their gradients; the other primitives take plain matrices.
+    normalizers, in attention and in their gradients; scans take arrays of one shape,
+    states without the axis; the other primitives take plain matrices. Segments are
+    64-bit integers where the library has them, masks booleans.
+
+    A backend whose arrays may be changed in place can have `has_attention_step`, true
+    or a function of an array, and `attention_step`, which adds a token to a state's own
+    arrays.
 
     Where a library keeps 16-bit types (`Library.keeps_half`), x and y of
     `log_normalizer` and `log_normalizer_vjp` may be of one, beside float32 arrays;
@@ -119,6 +125,171 @@ class Backend(Protocol):
         quadratic: bool,
         /,
     ) -> tuple[Array, Array, Array]: ...
+
+    def logcumsumexp(
+        self,
+        x: Array,
+        log_sum: Array | None,
+        remainder: Array | None,
+        segments: Array | None,
+        axis: int,
+        reverse: bool,
+        exclusive: bool,
+        with_state: bool,
+        /,
+    ) -> tuple[Array, Array | None, Array | None]: ...
+
+    def logcumsumexp_vjp(
+        self,
+        x: Array,
+        log_sum: Array | None,
+        remainder: Array | None,
+        segments: Array | None,
+        axis: int,
+        reverse: bool,
+        exclusive: bool,
+        grad: Array | None,
+        grad_final: Array | None,
+        needs: tuple[bool, bool],
+        /,
+    ) -> tuple[Array | None, Array | None]: ...
+
+    def signed_logcumsumexp(
+        self, x: Array, sign: Array, axis: int, reverse: bool, exclusive: bool, /
+    ) -> tuple[Array, Array]: ...
+
+    def signed_logcumsumexp_vjp(
+        self,
+        x: Array,
+        sign: Array,
+        axis: int,
+        reverse: bool,
+        exclusive: bool,
+        grad: Array,
+        needs: tuple[bool, bool],
+        /,
+    ) -> tuple[Array | None, Array | None]: ...
+
+    def log_linear_recurrence(
+        self,
+        log_a: Array,
+        log_b: Array,
+        state: Array | None,
+        segments: Array | None,
+        axis: int,
+        reverse: bool,
+        /,
+    ) -> Array: ...
+
+    def log_linear_recurrence_vjp(
+        self,
+        log_a: Array,
+        log_b: Array,
+        state: Array | None,
+        segments: Array | None,
+        axis: int,
+        reverse: bool,
+        grad: Array,
+        needs: tuple[bool, bool, bool],
+        /,
+    ) -> tuple[Array | None, Array | None, Array | None]: ...
+
+    def linear_attention(
+        self,
+        log_k: Array,
+        v: Array,
+        log_q: Array | None,
+        log_decay: Array | None,
+        key_mask: Array | None,
+        segments: Array | None,
+        key_sums: Array | None,
+        value_sums: Array | None,
+        causal: bool,
+        empty_is_nan: bool,
+        with_log_z: bool,
+        with_state: bool,
+        /,
+    ) -> tuple[Array | None, Array | None, Array | None, Array | None]: ...
+
+    def linear_attention_vjp(
+        self,
+        log_k: Array,
+        v: Array,
+        log_q: Array | None,
+        log_decay: Array | None,
+        key_mask: Array | None,
+        segments: Array | None,
+        key_sums: Array | None,
+        value_sums: Array | None,
+        causal: bool,
+        y: Array | None,
+        grad_y: Array | None,
+        grad_log_z: Array | None,
+        grad_final_key_sums: Array | None,
+        grad_final_value_sums: Array | None,
+        needs: tuple[bool, bool, bool, bool, bool, bool],
+        /,
+    ) -> tuple[
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+    ]: ...
+
+    def log_linear_attention(
+        self,
+        log_k: Array,
+        log_v: Array,
+        sign_v: Array | None,
+        log_q: Array | None,
+        log_decay: Array | None,
+        key_mask: Array | None,
+        segments: Array | None,
+        log_numerator: Array | None,
+        sign_numerator: Array | None,
+        log_denominator: Array | None,
+        causal: bool,
+        with_log_z: bool,
+        with_state: bool,
+        /,
+    ) -> tuple[
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+    ]: ...
+
+    def log_linear_attention_vjp(
+        self,
+        log_k: Array,
+        log_v: Array,
+        sign_v: Array | None,
+        log_q: Array | None,
+        log_decay: Array | None,
+        key_mask: Array | None,
+        segments: Array | None,
+        log_numerator: Array | None,
+        sign_numerator: Array | None,
+        log_denominator: Array | None,
+        causal: bool,
+        grad_log_y: Array | None,
+        grad_log_z: Array | None,
+        grad_final_log_numerator: Array | None,
+        grad_final_log_denominator: Array | None,
+        needs: tuple[bool, bool, bool, bool, bool, bool],
+        /,
+    ) -> tuple[
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+        Array | None,
+    ]: ...
 
 
 @dataclass(eq=False, frozen=True)
@@ -299,9 +470,9 @@ def _load_graphs() -> Backend:
 
 
 def _reference(_: Array) -> Backend:
-    from subquad._reference import normalizers
+    from subquad._reference import primitives
 
-    return cast(Backend, normalizers)
+    return cast(Backend, primitives)
 
 
 def _registered_or_reference(array: Array) -> Backend:

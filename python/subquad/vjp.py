@@ -8,20 +8,37 @@ computed again where it is left out.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from subquad._dispatch import Array, backend_for, not_an_array
+from subquad._dispatch import Array, backend_for, namespace_of, not_an_array
+from subquad._reference._common import sum_to
 from subquad._validation import (
+    AttentionArguments,
     as_result_of,
     as_type_of,
     check_broadcast,
     check_shape,
     common_floats,
     gaussian_log_normalizer_arguments,
+    linear_attention_arguments,
+    log_linear_attention_arguments,
+    log_linear_recurrence_arguments,
     log_normalizer_arguments,
+    logcumsumexp_arguments,
+    signed_logcumsumexp_arguments,
 )
+from subquad.attention import AttentionState, LogAttentionState, logs_of, sums_of
+from subquad.scans import LogSumExpState, state_arrays
 
-__all__ = ["gaussian_log_normalizer", "log_normalizer"]
+__all__ = [
+    "gaussian_log_normalizer",
+    "linear_attention",
+    "log_linear_attention",
+    "log_linear_recurrence",
+    "log_normalizer",
+    "logcumsumexp",
+    "signed_logcumsumexp",
+]
 
 
 def log_normalizer(
@@ -209,6 +226,585 @@ def gaussian_log_normalizer(
         (True, True, True, True, diagonal is not None),
     )
     return _as_inputs(gradients, inputs)
+
+
+def logcumsumexp(
+    grad: Array | tuple[Array | None, LogSumExpState | Array | None],
+    x: Array,
+    /,
+    *,
+    out: Array | None = None,
+    axis: int = -1,
+    reverse: bool = False,
+    exclusive: bool = False,
+    state: LogSumExpState | Array | None = None,
+    segment_ids: Array | None = None,
+) -> tuple[Any, ...]:
+    """Compute the gradients of `subquad.logcumsumexp`.
+
+    Parameters
+    ----------
+    grad : array, or tuple of array and LogSumExpState
+        Derivative of a number in the result, of the shape of `x`; with one in the state
+        that is returned if that takes part, or its `log_sum`. Either may be None.
+    x : array
+        Logarithms of the terms.
+    out : array, optional
+        The result of `subquad.logcumsumexp`. The sums are formed again in any case.
+    axis : int
+        The axis to sum along.
+    reverse : bool
+        Whether to sum over j ≥ i.
+    exclusive : bool
+        Whether to leave i itself out.
+    state : LogSumExpState or array, optional
+        Logarithms of what was summed before.
+    segment_ids : int array of shape (n,), optional
+        Runs of equal numbers are sequences of their own.
+
+    Returns
+    -------
+    tuple
+        The gradient in `x`, and that in `state` if it is given, each of its array's
+        shape and type. 0 where an entry is -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.logcumsumexp`, and if `grad` or `out` has not the result's shape.
+
+    See Also
+    --------
+    subquad.logcumsumexp : The function.
+
+    Notes
+    -----
+    gxⱼ = Σ_{i ≥ j} gᵢ exp(xⱼ - outᵢ), from differences of entries: it does not change
+    when `x` is shifted. O(n) time and memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> sq.vjp.logcumsumexp(np.ones(3), np.array([-np.inf, 1e4, 1e4]))
+    (array([0. , 1.5, 0.5]),)
+    """
+    grad_out, grad_state = _several(grad, 2)
+    given = state_arrays(state)
+    scan = logcumsumexp_arguments(x, axis, reverse, exclusive, given, segment_ids)
+    xp, shape = namespace_of(scan.x), tuple(x.shape)
+    g_sum, g_rest = state_arrays(grad_state)
+    lanes = scan.x.shape[: scan.axis] + scan.x.shape[scan.axis + 1 :]
+    grad_out = _grad("grad", grad_out, shape, scan.x)
+    g_sum = _grad("grad[1]", g_sum, tuple(lanes), scan.x)
+    # What was rounded off the logarithm is not what a derivative is taken in.
+    del g_rest
+    if out is not None:
+        _grad("out", out, shape, scan.x)
+    if grad_out is not None:
+        grad_out = xp.reshape(grad_out, scan.x.shape)
+    gx, g_state = scan.backend.logcumsumexp_vjp(
+        scan.x,
+        scan.log_sum,
+        scan.remainder,
+        scan.segments,
+        scan.axis,
+        bool(reverse),
+        bool(exclusive),
+        grad_out,
+        g_sum,
+        (True, state is not None),
+    )
+    gx = as_type_of(xp.reshape(gx, shape), x)
+    if state is None:
+        return (gx,)
+    log_sum, remainder = given
+    found = _stretched(g_state, log_sum)
+    if isinstance(state, LogSumExpState):
+        return gx, LogSumExpState(found, _stretched(g_state, remainder))
+    return gx, found
+
+
+def signed_logcumsumexp(
+    grad: Array,
+    x: Array,
+    sign: Array,
+    /,
+    *,
+    out: Any = None,
+    axis: int = -1,
+    reverse: bool = False,
+    exclusive: bool = False,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `subquad.signed_logcumsumexp`.
+
+    Parameters
+    ----------
+    grad : array
+        Derivative of a number in `log_abs`, of the shape of `x`.
+    x : array
+        Logarithms of the terms' sizes.
+    sign : array
+        Their signs or weights.
+    out : tuple of arrays, optional
+        The result of `subquad.signed_logcumsumexp`. The sums are formed again in any
+        case.
+    axis : int
+        The axis to sum along.
+    reverse : bool
+        Whether to sum over j ≥ i.
+    exclusive : bool
+        Whether to leave i itself out.
+
+    Returns
+    -------
+    tuple of arrays
+        The gradients in `x` and, where `sign` is of real floating type, in `sign` as a
+        weight, each of its array's shape and type. Sums that cancel pass nothing on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.signed_logcumsumexp`, and if `grad` has not the result's shape.
+
+    See Also
+    --------
+    subquad.signed_logcumsumexp : The function.
+
+    Notes
+    -----
+    With sᵢ the sums: gxⱼ = signⱼ exp(xⱼ) Σᵢ gᵢ / sᵢ and g signⱼ = exp(xⱼ) Σᵢ gᵢ / sᵢ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> x, sign = np.log([3.0, 1.0]), np.array([1.0, -1.0])
+    >>> gx, gsign = sq.vjp.signed_logcumsumexp(np.array([0.0, 1.0]), x, sign)
+    >>> gx
+    array([ 1.5, -0.5])
+    """
+    del out
+    backend, terms, weights, axis = signed_logcumsumexp_arguments(
+        x, sign, axis, reverse, exclusive
+    )
+    if grad is None:
+        raise not_an_array("grad", None)
+    xp, shape = namespace_of(terms), tuple(x.shape)
+    grad = xp.reshape(_grad("grad", grad, shape, terms), terms.shape)
+    is_weight = not xp.isdtype(sign.dtype, "integral")
+    gx, gsign = backend.signed_logcumsumexp_vjp(
+        terms, weights, axis, bool(reverse), bool(exclusive), grad, (True, is_weight)
+    )
+    gx = as_type_of(xp.reshape(gx, shape), x)
+    if not is_weight:
+        return (gx,)
+    return gx, _stretched(xp.reshape(gsign, shape), sign)
+
+
+def log_linear_recurrence(
+    grad: Array | tuple[Array | None, Array | None],
+    log_a: Array,
+    log_b: Array,
+    /,
+    *,
+    out: Array | None = None,
+    axis: int = -1,
+    state: Array | None = None,
+    reverse: bool = False,
+    segment_ids: Array | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `subquad.log_linear_recurrence`.
+
+    Parameters
+    ----------
+    grad : array or tuple of two arrays
+        Derivative of a number in the result, of the result's shape; with one in the
+        state that is returned if that takes part. Either may be None.
+    log_a : array
+        Logarithms of the factors.
+    log_b : array
+        Logarithms of what is added.
+    out : array, optional
+        The result of `subquad.log_linear_recurrence`. It is formed again in any case.
+    axis : int
+        The axis to go along.
+    state : array, optional
+        Start log x₀.
+    reverse : bool
+        Whether to go from the last entry to the first.
+    segment_ids : int array of shape (n,), optional
+        Runs of equal numbers are sequences of their own.
+
+    Returns
+    -------
+    tuple of arrays
+        The gradients in `log_a`, `log_b`, and in `state` if it is given, each of its
+        array's shape and type: summed over dimensions that were broadcast.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.log_linear_recurrence`, and if `grad` or `out` has not the result's
+        shape.
+
+    See Also
+    --------
+    subquad.log_linear_recurrence : The function.
+
+    Notes
+    -----
+    With pₜ = aₜ xₜ₋₁ / xₜ and Gₜ = gₜ + pₜ₊₁ Gₜ₊₁ the gradients are pₜ Gₜ, (1 - pₜ) Gₜ
+    and p₁ G₁. O(n) time and memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> grad, zeros = np.array([0.0, 1.0]), np.zeros(2)
+    >>> sq.vjp.log_linear_recurrence(grad, zeros, zeros)
+    (array([0. , 0.5]), array([0.5, 0.5]))
+    """
+    grad_out, grad_state = _several(grad, 2)
+    call = log_linear_recurrence_arguments(
+        log_a, log_b, axis, state, reverse, segment_ids
+    )
+    shape, axis = tuple(call.log_a.shape), call.axis
+    lanes = shape[:axis] + shape[axis + 1 :]
+    xp = namespace_of(call.log_a)
+    grad_out = _grad("grad", grad_out, shape, call.log_a)
+    grad_state = _grad("grad[1]", grad_state, lanes, call.log_a)
+    if out is not None:
+        _grad("out", out, shape, call.log_a)
+    if grad_out is None:
+        grad_out = xp.zeros_like(call.log_a)
+    if grad_state is not None and shape[axis]:
+        # The state is the last entry.
+        edge = 0 if reverse else shape[axis] - 1
+        index = xp.reshape(
+            xp.arange(shape[axis], device=grad_out.device),
+            (-1, *(1,) * (len(shape) - axis - 1)),
+        )
+        added = xp.expand_dims(grad_state, axis=axis)
+        grad_out = xp.where(index == edge, grad_out + added, grad_out)
+    gradients = call.backend.log_linear_recurrence_vjp(
+        call.log_a,
+        call.log_b,
+        call.state,
+        call.segments,
+        axis,
+        bool(reverse),
+        grad_out,
+        (True, True, state is not None),
+    )
+    if grad_state is not None and state is not None and not shape[axis]:
+        gradients = (*gradients[:2], grad_state)
+    return tuple(
+        _stretched(gradient, array)
+        for gradient, array in zip(gradients, (log_a, log_b, state), strict=True)
+        if array is not None
+    )
+
+
+def linear_attention(
+    grad: Array | tuple[Array | None, Array | None, AttentionState | None],
+    log_q: Array,
+    log_k: Array,
+    v: Array,
+    /,
+    *,
+    out: Array | None = None,
+    causal: bool = False,
+    log_decay: Array | None = None,
+    key_mask: Array | None = None,
+    segment_ids: Array | None = None,
+    state: AttentionState | None = None,
+) -> tuple[Any, ...]:
+    """Compute the gradients of `subquad.linear_attention`.
+
+    Parameters
+    ----------
+    grad : array, or tuple of array, array and AttentionState
+        Derivatives of a number in y, of the shape (..., n_q, d_v); with those in the
+        logarithms of the rows' sums and in the state that is returned, if these take
+        part. Each may be None. A state's scale has no derivative.
+    log_q : array of shape (..., n_q, d_k)
+        Logarithms of the queries' features.
+    log_k : array of shape (..., n, d_k)
+        Logarithms of the keys' features.
+    v : array of shape (..., n, d_v)
+        Values.
+    out : array of shape (..., n_q, d_v), optional
+        The result y of `subquad.linear_attention`; computed when left out, or rounded
+        to a narrower type than the gradients are computed in.
+    causal : bool
+        Whether token t attends tokens up to t only.
+    log_decay : array, optional
+        Logarithms of what multiplies the past at each token.
+    key_mask : bool array of shape (..., n), optional
+        True for keys that are kept.
+    segment_ids : int array of shape (n,), optional
+        Runs of equal numbers are sequences of their own.
+    state : AttentionState, optional
+        What was attended before.
+
+    Returns
+    -------
+    tuple
+        The gradients in `log_q`, `log_k`, `v`, and in `log_decay` and `state` if these
+        are given, each of its array's shape and type: summed over dimensions that were
+        broadcast. That in the state is an AttentionState, 0 in its scale.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.linear_attention`, and if `grad` or `out` has not the result's
+        shape.
+
+    See Also
+    --------
+    subquad.linear_attention : The function.
+
+    Notes
+    -----
+    O(n d_k d_v) time; no array of n d_k d_v numbers. Rows that attend nothing have no
+    gradients.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> zeros, v = np.zeros((2, 1)), np.array([[1.0], [3.0]])
+    >>> gq, gk, gv = sq.vjp.linear_attention(np.ones((2, 1)), zeros, zeros, v)
+    >>> gk
+    array([[-1.],
+           [ 1.]])
+    """
+    grad_y, grad_log_z, grad_state = _several(grad, 3)
+    call = linear_attention_arguments(
+        log_q,
+        log_k,
+        v,
+        causal=causal,
+        log_decay=log_decay,
+        key_mask=key_mask,
+        segment_ids=segment_ids,
+        state=sums_of(state),
+    )
+    values: Any = call.values[0]
+    rows = (*call.batch, log_q.shape[-2])
+    shape = (*rows, values.shape[-1])
+    grad_y = _grad("grad", grad_y, shape, call.log_k)
+    grad_log_z = _grad("grad[1]", grad_log_z, rows, call.log_k)
+    sums = _state_grads(call, grad_state, sums_of(grad_state), ((5,), (2,)))
+    # In a narrower type y would be too coarse for the differences v - y.
+    is_exact = out is not None and out.dtype == call.log_k.dtype
+    y = _grad("out", out, shape, call.log_k)
+    backend: Any = call.backend
+    arguments = _arguments(call)
+    if grad_y is None:
+        y = None
+    elif not is_exact:
+        y = backend.linear_attention(*arguments, False, False, False)[0]
+    gradients = backend.linear_attention_vjp(
+        *arguments,
+        y,
+        grad_y,
+        grad_log_z,
+        *sums,
+        (True, True, True, log_decay is not None, *(state is not None,) * 2),
+    )
+    found = _attention_gradients(gradients, log_q, log_k, v, log_decay)
+    if state is None:
+        return found
+    return (*found, AttentionState(*map(_stretched, gradients[4:], sums_of(state))))
+
+
+def log_linear_attention(
+    grad: Array | tuple[Array | None, Array | None, LogAttentionState | None],
+    log_q: Array,
+    log_k: Array,
+    log_v: Array,
+    /,
+    *,
+    out: Any = None,
+    sign_v: Array | None = None,
+    causal: bool = False,
+    log_decay: Array | None = None,
+    key_mask: Array | None = None,
+    segment_ids: Array | None = None,
+    state: LogAttentionState | None = None,
+) -> tuple[Any, ...]:
+    """Compute the gradients of `subquad.log_linear_attention`.
+
+    Parameters
+    ----------
+    grad : array, or tuple of array, array and LogAttentionState
+        Derivatives of a number in log_abs_y, of the shape (..., n_q, d_v); with those
+        in the logarithms of the rows' sums and in the state that is returned, if these
+        take part. Each may be None.
+    log_q : array of shape (..., n_q, d_k)
+        Logarithms of the queries' features.
+    log_k : array of shape (..., n, d_k)
+        Logarithms of the keys' features.
+    log_v : array of shape (..., n, d_v)
+        Logarithms of the values' sizes.
+    out : tuple of arrays, optional
+        The result of `subquad.log_linear_attention`. It is formed again in any case.
+    sign_v : array, optional
+        The signs of the values.
+    causal : bool
+        Whether token t attends tokens up to t only.
+    log_decay : array, optional
+        Logarithms of what multiplies the past at each token.
+    key_mask : bool array of shape (..., n), optional
+        True for keys that are kept.
+    segment_ids : int array of shape (n,), optional
+        Runs of equal numbers are sequences of their own.
+    state : LogAttentionState, optional
+        What was attended before.
+
+    Returns
+    -------
+    tuple
+        The gradients in `log_q`, `log_k`, `log_v`, and in `log_decay` and `state` if
+        these are given, each of its array's shape and type. 0 where an entry is -inf;
+        a value that cancels passes nothing on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.log_linear_attention`, and if `grad` has not the result's shape.
+
+    See Also
+    --------
+    subquad.log_linear_attention : The function.
+
+    Notes
+    -----
+    O(n d_k d_v) time; no array of n d_k d_v numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> zeros = np.zeros((2, 1))
+    >>> gq, gk, gv = sq.vjp.log_linear_attention(np.ones((2, 1)), zeros, zeros, zeros)
+    >>> gv
+    array([[1.],
+           [1.]])
+    """
+    del out
+    grad_y, grad_log_z, grad_state = _several(grad, 3)
+    call = log_linear_attention_arguments(
+        log_q,
+        log_k,
+        log_v,
+        sign_v=sign_v,
+        causal=causal,
+        log_decay=log_decay,
+        key_mask=key_mask,
+        segment_ids=segment_ids,
+        state=logs_of(state),
+    )
+    values: Any = call.values[0]
+    rows = (*call.batch, log_q.shape[-2])
+    grad_y = _grad("grad", grad_y, (*rows, values.shape[-1]), call.log_k)
+    grad_log_z = _grad("grad[1]", grad_log_z, rows, call.log_k)
+    g_num, _, g_den = logs_of(grad_state)
+    sums = _state_grads(call, grad_state, (g_num, g_den), None)
+    backend: Any = call.backend
+    gradients = backend.log_linear_attention_vjp(
+        *_arguments(call),
+        grad_y,
+        grad_log_z,
+        *sums,
+        (True, True, True, log_decay is not None, *(state is not None,) * 2),
+    )
+    found = _attention_gradients(gradients, log_q, log_k, log_v, log_decay)
+    if state is None:
+        return found
+    g_num = _stretched(gradients[4], state.log_numerator)
+    g_den = _stretched(gradients[5], state.log_denominator)
+    sign = namespace_of(g_num).zeros_like(g_num)
+    return (*found, LogAttentionState(g_num, sign, g_den))
+
+
+def _arguments(call: AttentionArguments) -> tuple[Any, ...]:
+    """Return what the primitives of attention and their reverse begin with."""
+    return (
+        call.log_k,
+        *call.values,
+        call.log_q,
+        call.log_decay,
+        call.key_mask,
+        call.segments,
+        *call.state,
+        call.causal,
+    )
+
+
+def _attention_gradients(
+    gradients: tuple[Array | None, ...],
+    log_q: Array,
+    log_k: Array,
+    v: Array,
+    log_decay: Array | None,
+) -> tuple[Array, ...]:
+    gk, gv, gq, gdecay = gradients[:4]
+    found = (as_type_of(gq, log_q), as_type_of(gk, log_k), as_type_of(gv, v))
+    return found if log_decay is None else (*found, _stretched(gdecay, log_decay))
+
+
+def _state_grads(
+    call: AttentionArguments,
+    state: object,
+    grads: tuple[Array | None, ...],
+    parts: tuple[tuple[int, ...], ...] | None,
+) -> tuple[Array | None, ...]:
+    """Check the gradients of a state that comes out; return them in a call's type."""
+    if state is None:
+        return grads
+    values: Any = call.values[0]
+    d_k, d_v = call.log_k.shape[-1], values.shape[-1]
+    if parts is None:
+        shapes: tuple[tuple[int, ...], ...] = ((d_k, d_v), (d_k,))
+    else:
+        shapes = ((*parts[0], d_k), (*parts[1], d_k, d_v))
+    return tuple(
+        _grad("grad[2]", grad, (*call.batch, *shape), call.log_k)
+        for grad, shape in zip(grads, shapes, strict=True)
+    )
+
+
+def _several(grad: Any, count: int) -> tuple[Any, ...]:
+    """Return the gradients of all results, None for those that take no part."""
+    if grad is None:
+        raise not_an_array("grad", None)
+    if not isinstance(grad, tuple):
+        return (grad, *(None,) * (count - 1))
+    if len(grad) > count:
+        message = f"grad must hold {count} gradients at most, got {len(grad)}"
+        raise ValueError(message)
+    return (*grad, *(None,) * (count - len(grad)))
+
+
+def _grad(
+    name: str, grad: Array | None, shape: tuple[Any, ...], like: Array
+) -> Array | None:
+    """Check a gradient, or a result, that may be left out; return it in a type."""
+    if grad is None:
+        return None
+    backend_for(**{name: grad}, x=like)
+    common_floats((name,), (grad,))
+    check_shape(name, grad, shape)
+    return as_type_of(grad, like)
+
+
+def _stretched(gradient: Any, array: Any) -> Array:
+    """Return a gradient in the shape and type of an array that was broadcast."""
+    xp = namespace_of(gradient)
+    return as_type_of(sum_to(xp, gradient, tuple(array.shape)), array)
 
 
 def _result_like(

@@ -1,141 +1,14 @@
-"""What every public function asks of its arguments.
-
-Messages name the argument, what was expected and what came. Nothing here looks at
-values, but for the range of an index that lies in memory anyway.
-"""
+"""What the arguments of all public functions are checked for."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from subquad._dispatch import (
-    Array,
-    Backend,
-    Library,
-    Namespace,
-    backend_for,
-    library_of,
-    not_an_array,
-)
-
-__all__ = [
-    "as_result_of",
-    "as_type_of",
-    "check_broadcast",
-    "check_index",
-    "check_range",
-    "check_self_term",
-    "check_shape",
-    "common_floats",
-    "gaussian_log_normalizer_arguments",
-    "log_normalizer_arguments",
-]
-
-
-def log_normalizer_arguments(
-    x: Array,
-    y: Array,
-    log_weights: Array | None,
-    self_index: Array | None,
-    self_term: str,
-) -> tuple[Backend, Array, Array, Array | None, Array | None]:
-    """Return backend, x, y, log_weights and excluded for `log_normalizer`."""
-    if self_term != "include":
-        check_self_term(self_term, self_index)
-    if x is None or y is None:
-        raise not_an_array("x" if x is None else "y", None)
-    backend = backend_for(x=x, y=y, log_weights=log_weights, self_index=self_index)
-    names = ("x", "y", "log_weights")
-    x, y, log_weights = common_floats(names, (x, y, log_weights), n_halves=2)
-    x_shape, y_shape = x.shape, y.shape
-    if len(x_shape) < 2:
-        raise _wrong_rank("x", "(..., n, d)", x_shape)
-    if len(y_shape) < 2:
-        raise _wrong_rank("y", "(..., m, d)", y_shape)
-    if y_shape[-1] != x_shape[-1]:
-        _check_size("y", "(..., m, d)", "d", x_shape[-1], y_shape, -1)
-    if len(x_shape) > 2 and len(y_shape) > 2:
-        check_broadcast(("x", "y"), (x_shape[:-2], y_shape[:-2]))
-    if log_weights is not None:
-        shape = log_weights.shape
-        if len(shape) < 1:
-            raise _wrong_rank("log_weights", "(..., m)", shape)
-        if shape[-1] != y_shape[-2]:
-            _check_size("log_weights", "(..., m)", "m", y_shape[-2], shape, -1)
-        if len(shape) > 1:
-            check_broadcast(names, (x_shape[:-2], y_shape[:-2], shape[:-1]))
-    if self_index is None:
-        return backend, x, y, log_weights, None
-    self_index = check_index("self_index", self_index, x_shape[-2], y_shape[-2])
-    if self_term == "include":
-        # The sum over all keys holds the row's own key as it is.
-        self_index = None
-    return backend, x, y, log_weights, self_index
-
-
-def gaussian_log_normalizer_arguments(
-    x: Array,
-    log_counts: Array,
-    means: Array,
-    factors: Array,
-    diagonal: Array | None,
-) -> tuple[Backend, Array, Array, Array, Array, Array | None]:
-    """Return backend and arrays for `gaussian_log_normalizer`."""
-    if x is None or log_counts is None or means is None or factors is None:
-        required = {
-            "x": x,
-            "log_counts": log_counts,
-            "means": means,
-            "factors": factors,
-        }
-        raise not_an_array(next(k for k, v in required.items() if v is None), None)
-    backend = backend_for(
-        x=x, log_counts=log_counts, means=means, factors=factors, diagonal=diagonal
-    )
-    names = ("x", "log_counts", "means", "factors", "diagonal")
-    x, log_counts, means, factors, diagonal = common_floats(
-        names, (x, log_counts, means, factors, diagonal)
-    )
-    shape = x.shape
-    if len(shape) < 2:
-        raise _wrong_rank("x", "(..., n, d)", shape)
-    d = shape[-1]
-    if len(means.shape) < 2:
-        raise _wrong_rank("means", "(..., k, d)", means.shape)
-    if len(log_counts.shape) < 1:
-        raise _wrong_rank("log_counts", "(..., k)", log_counts.shape)
-    if len(factors.shape) < 3:
-        raise _wrong_rank("factors", "(..., k, d, r)", factors.shape)
-    _check_size("means", "(..., k, d)", "d", d, means.shape, -1)
-    k = means.shape[-2]
-    _check_size("log_counts", "(..., k)", "k", k, log_counts.shape, -1)
-    _check_size("factors", "(..., k, d, r)", "d", d, factors.shape, -2)
-    _check_size("factors", "(..., k, d, r)", "k", k, factors.shape, -3)
-    batches = [shape[:-2], log_counts.shape[:-1], means.shape[:-2], factors.shape[:-3]]
-    if diagonal is not None:
-        if len(diagonal.shape) < 2:
-            raise _wrong_rank("diagonal", "(..., k, d)", diagonal.shape)
-        _check_size("diagonal", "(..., k, d)", "d", d, diagonal.shape, -1)
-        _check_size("diagonal", "(..., k, d)", "k", k, diagonal.shape, -2)
-        batches.append(diagonal.shape[:-2])
-    check_broadcast(names[: len(batches)], batches)
-    return backend, x, log_counts, means, factors, diagonal
-
-
-def check_self_term(self_term: object, self_index: Array | None) -> None:
-    """Check how a row's own key counts: "exclude" needs to know which key that is."""
-    if not isinstance(self_term, str) or self_term not in ("include", "exclude"):
-        message = f"self_term must be 'include' or 'exclude', got {self_term!r}"
-        raise ValueError(message)
-    if self_term == "exclude" and self_index is None:
-        message = (
-            "self_term='exclude' needs self_index, the key that each row is itself; "
-            "got self_index=None"
-        )
-        raise ValueError(message)
+from subquad._dispatch import Array, Library, Namespace, library_of
 
 
 def common_floats(
@@ -175,7 +48,7 @@ def common_floats(
     if n_halves and common == "float32" and _is_half(arrays[:n_halves], library):
         kept = n_halves
     wide = [
-        None if a is None else _as_dtype(library.xp, a, common) for a in arrays[kept:]
+        None if a is None else as_dtype(library.xp, a, common) for a in arrays[kept:]
     ]
     return [*arrays[:kept], *wide]
 
@@ -201,7 +74,7 @@ def as_type_of(array: Array, like: Array) -> Array:
 def as_result_of(array: Array, x: Array) -> Array:
     """Return an array in the data type of what is computed from another one."""
     library = library_of(x)
-    return _as_dtype(library.xp, array, library.floats[x.dtype][0])
+    return as_dtype(library.xp, array, library.floats[x.dtype][0])
 
 
 def check_index(name: str, index: Array, n: int, m: int) -> Array:
@@ -209,12 +82,10 @@ def check_index(name: str, index: Array, n: int, m: int) -> Array:
 
     Returns the index as 64-bit integers where the library has them.
     """
+    check_integers(name, index)
     library = library_of(index, name)
-    if not library.xp.isdtype(index.dtype, "integral"):
-        message = f"{name} must hold integers, got {_dtype_name(index.dtype)}"
-        raise TypeError(message)
     if len(index.shape) != 1 or (
-        index.shape[0] != n and not _is_unknown(index.shape[0], n)
+        index.shape[0] != n and not is_unknown(index.shape[0], n)
     ):
         message = (
             f"{name} must have shape (n,) = ({n},), one key for each row, "
@@ -223,9 +94,87 @@ def check_index(name: str, index: Array, n: int, m: int) -> Array:
         raise ValueError(message)
     if library.is_eager(index):
         check_range(name, index, m, library)
-    if library.has_int64:
-        index = _as_dtype(library.xp, index, "int64")
-    return index
+    return as_int64(index, library)
+
+
+def check_integers(name: str, array: Array) -> None:
+    """Check that an array holds integers."""
+    if not library_of(array, name).xp.isdtype(array.dtype, "integral"):
+        message = f"{name} must hold integers, got {dtype_name(array.dtype)}"
+        raise TypeError(message)
+
+
+def as_int64(array: Array, library: Library) -> Array:
+    """Return integers of 64 bits, where the library has them."""
+    return as_dtype(library.xp, array, "int64") if library.has_int64 else array
+
+
+def check_segments(segment_ids: Array | None, n: int) -> Array | None:
+    """Check the sequences' numbers of n entries; return 64-bit integers or None."""
+    if segment_ids is None:
+        return None
+    check_integers("segment_ids", segment_ids)
+    shape = tuple(segment_ids.shape)
+    if len(shape) != 1 or (shape[0] != n and not is_unknown(shape[0], n)):
+        message = (
+            f"segment_ids must have shape (n,) = ({n},), the number of each entry's "
+            f"sequence, got shape {shape}"
+        )
+        raise ValueError(message)
+    return as_int64(segment_ids, library_of(segment_ids))
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Check an option that is true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        message = f"{name} must be True or False, got {value!r}"
+        raise TypeError(message)
+    return bool(value)
+
+
+def check_axis(axis: Any, ndim: int) -> int:
+    """Return an axis as a number from 0 on.
+
+    Raises
+    ------
+    numpy.exceptions.AxisError
+        If there is no such axis: a ValueError and IndexError.
+    """
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        message = f"axis must be an integer, got {axis!r}"
+        raise TypeError(message) from None
+    if not -ndim <= axis < ndim:
+        raise np.exceptions.AxisError(axis, ndim)
+    return int(axis % ndim)
+
+
+def check_signs(name: str, sign: Array, like: Array) -> Array:
+    """Return signs or weights in the floating type of another array."""
+    library = library_of(sign, name)
+    if library.xp.isdtype(sign.dtype, "integral"):
+        return library.xp.astype(sign, like.dtype)
+    (sign,) = common_floats((name,), (sign,))
+    return as_type_of(sign, like)
+
+
+def broadcast_to(name: str, array: Array, shape: tuple[Any, ...], layout: str) -> Array:
+    """Return an array stretched to a shape, whose layout an error tells."""
+    given = tuple(array.shape)
+    if given == shape:
+        return array
+    padded = (1,) * (len(shape) - len(given)) + given
+    if len(padded) != len(shape) or any(
+        a not in (1, b) and not is_unknown(a, b)
+        for a, b in zip(padded, shape, strict=True)
+    ):
+        message = (
+            f"{name} must have shape {layout} = {shape}, or one that is broadcast to "
+            f"it, got shape {given}"
+        )
+        raise ValueError(message)
+    return library_of(array).xp.broadcast_to(array, shape)
 
 
 def check_range(name: str, index: Array, m: int, library: Library) -> None:
@@ -260,7 +209,7 @@ def check_broadcast(
             known = result[axis]
             if known == 1:
                 result[axis] = size
-            elif size != 1 and size != known and not _is_unknown(size, known):
+            elif size != 1 and size != known and not is_unknown(size, known):
                 given = ", ".join(
                     f"{other} has {tuple(shape)}"
                     for other, shape in zip(
@@ -279,7 +228,7 @@ def check_shape(name: str, array: Array, expected: tuple[Any, ...]) -> None:
     """Check that an array has the shape of a function's result."""
     shape = tuple(array.shape)
     if len(shape) == len(expected) and all(
-        a == b or _is_unknown(a, b) for a, b in zip(shape, expected, strict=True)
+        a == b or is_unknown(a, b) for a, b in zip(shape, expected, strict=True)
     ):
         return
     message = f"{name} must have the result's shape {expected}, got shape {shape}"
@@ -291,7 +240,7 @@ def _meet_dtype(
 ) -> tuple[str, bool]:
     """Enter a data type that is seen for the first time."""
     dtype = array.dtype
-    plain = _dtype_name(dtype)
+    plain = dtype_name(dtype)
     if plain not in ("float16", "bfloat16", "float32", "float64"):
         message = (
             f"{name} must be of real floating type (float16, bfloat16, float32 or "
@@ -305,22 +254,22 @@ def _meet_dtype(
     return computed, as_is
 
 
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     name: str = getattr(dtype, "name", None) or str(dtype)
     return name.rpartition(".")[2]
 
 
-def _as_dtype(xp: Namespace, array: Array, name: str | None) -> Array:
+def as_dtype(xp: Namespace, array: Array, name: str | None) -> Array:
     dtype = getattr(xp, str(name))
     return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
-def _is_unknown(*sizes: Any) -> bool:
+def is_unknown(*sizes: Any) -> bool:
     """Return whether a size is not known yet: None, or NaN as Dask has it."""
     return any(size is None or size != size for size in sizes)
 
 
-def _wrong_rank(name: str, expected: str, shape: tuple[Any, ...]) -> ValueError:
+def wrong_rank(name: str, expected: str, shape: tuple[Any, ...]) -> ValueError:
     message = (
         f"{name} must have shape {expected}, got {len(shape)} dimension"
         f"{'' if len(shape) == 1 else 's'}: shape {tuple(shape)}"
@@ -328,7 +277,7 @@ def _wrong_rank(name: str, expected: str, shape: tuple[Any, ...]) -> ValueError:
     return ValueError(message)
 
 
-def _check_size(
+def check_size(
     name: str,
     layout: str,
     letter: str,
@@ -337,7 +286,7 @@ def _check_size(
     axis: int,
 ) -> None:
     size = shape[axis]
-    if size == expected or _is_unknown(size, expected):
+    if size == expected or is_unknown(size, expected):
         return
     message = (
         f"{name} must have shape {layout} with {letter} = {expected}, got "

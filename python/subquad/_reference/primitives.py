@@ -1,0 +1,57 @@
+"""Every primitive of `subquad._dispatch.Backend` in array-API code."""
+
+from __future__ import annotations
+
+from subquad._reference.attention import (
+    linear_attention,
+    linear_attention_vjp,
+    log_linear_attention,
+    log_linear_attention_vjp,
+)
+from subquad._reference.normalizers import (
+    component_scatter,
+    component_sums,
+    gaussian_log_normalizer,
+    gaussian_log_normalizer_vjp,
+    gaussian_score_moments,
+    log_normalizer,
+    log_normalizer_vjp,
+    nearest_centroids,
+    sample_residuals,
+)
+from subquad._reference.scans import (
+    log_linear_recurrence,
+    log_linear_recurrence_jvp,
+    log_linear_recurrence_vjp,
+    logcumsumexp,
+    logcumsumexp_jvp,
+    logcumsumexp_vjp,
+    signed_logcumsumexp,
+    signed_logcumsumexp_jvp,
+    signed_logcumsumexp_vjp,
+)
+
+__all__ = [
+    "component_scatter",
+    "component_sums",
+    "gaussian_log_normalizer",
+    "gaussian_log_normalizer_vjp",
+    "gaussian_score_moments",
+    "linear_attention",
+    "linear_attention_vjp",
+    "log_linear_attention",
+    "log_linear_attention_vjp",
+    "log_linear_recurrence",
+    "log_linear_recurrence_jvp",
+    "log_linear_recurrence_vjp",
+    "log_normalizer",
+    "log_normalizer_vjp",
+    "logcumsumexp",
+    "logcumsumexp_jvp",
+    "logcumsumexp_vjp",
+    "nearest_centroids",
+    "sample_residuals",
+    "signed_logcumsumexp",
+    "signed_logcumsumexp_jvp",
+    "signed_logcumsumexp_vjp",
+]
