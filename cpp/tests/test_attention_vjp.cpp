@@ -1,5 +1,5 @@
-// The reverse of linear attention, on every instruction set, against sums over all pairs of tokens in
-// long double.
+// The reverse of linear attention, on every instruction set, against sums over all pairs of tokens
+// in long double.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -840,6 +840,11 @@ void errors() {
   gradients<float> g = p.run();
   g.v = tensor<float>({2, 8, 3});
   SUBQUAD_CHECK(checks::throws<subquad::invalid_argument>([&] { p.call(g); }, "grad_v"));
+  g = p.run();
+  g.log_decay = tensor<float>({2, 8, 3});
+  p.causal = false;
+  SUBQUAD_CHECK(checks::throws<subquad::invalid_argument>(
+      [&] { p.call(g); }, "grad_log_decay: expected a causal call"));
   g = p.run();
   p.y = {};
   SUBQUAD_CHECK(

@@ -348,6 +348,20 @@ SUBQUAD_DEVICE void stage_columns(T* to, int stride, const matrix_view<const T>&
   }
 }
 
+// Starts copies of the features from `first` on of 64 tokens, zeros where there are none, to rows of
+// kStride elements.
+template <int kFeatures, int kStride, class T>
+SUBQUAD_DEVICE void stage_features(T* to, const matrix_view<const T>& from, int tokens, int first,
+                                   int d_k) {
+  stage_rows<T, kTokens, kFeatures, kStride, kAttentionThreads>(to, {from, tokens, d_k}, 0, first);
+}
+// Ends copies that were started; what all threads copied is there for all.
+SUBQUAD_DEVICE void finish_copies() {
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+}
+
 // Tokens and features as threads walk them: each thread one feature, and a group of tokens in
 // order.
 template <int kFeatures_>

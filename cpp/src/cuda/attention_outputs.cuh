@@ -47,7 +47,7 @@ struct row_sources {
 template <class T, int kFeatures>
 struct chunk_scales {
   using walk = feature_walk<kFeatures>;
-  static constexpr int kSteps = 4;  // whose loads are under way at once
+  static constexpr int kSteps = sizeof(T) == 8 ? 2 : 4;  // of tokens that are under way at once
 
   struct shared_memory {
     typename walk::table totals;
@@ -63,9 +63,10 @@ struct chunk_scales {
   // top of the row, is good for all pairs of the feature.
   bool is_good;
 
-  // All threads call it.
+  // All threads call it, with log_k of the features from `first` on in rows of `stride` elements.
   SUBQUAD_DEVICE void find(const attention_inputs<T>& in, const chunk_tokens<T>& tokens,
-                           const row_sources<T>& sources, int first, shared_memory& shared) {
+                           const row_sources<T>& sources, int first, const T* keys, int stride,
+                           shared_memory& shared) {
     const int feature = first + walk::feature();
     before = walk::decay_before(tokens, feature, in.d_k, shared.totals);
     const auto scale_of = [&](int source) {
@@ -85,7 +86,9 @@ struct chunk_scales {
         if (tokens.is_border(row)) decay = 0;
         decay += walk::decay_at(tokens, row, feature, in.d_k);
         is_small = is_small && fabs(decay) <= kMostDecay<T>;
-        const double key = key_at(tokens, row, feature, in.d_k);
+        const double key = tokens.counts(row) && feature < in.d_k
+                               ? static_cast<double>(keys[row * stride + walk::feature()])
+                               : -infinity<double>();
         if (key == -infinity<double>() && !tokens.bit(tokens.firsts, row)) continue;
         const double relative = key == -infinity<double>() ? key : key - decay;
         highest = larger(highest, relative);
@@ -125,17 +128,18 @@ struct chunk_scales {
     }
   }
 
-  // log_q of a row in the scale of the feature.
+  // The weight of a row whose log_q is q: its logarithm, without the scale of the row.
   SUBQUAD_DEVICE double query(const attention_inputs<T>& in, const chunk_tokens<T>& tokens,
-                              int first, int row, double decay) const {
-    const double q = query_at(tokens, row, first + walk::feature(), in.d_k);
-    return top == -infinity<double>() || q == -infinity<double>() ? -infinity<double>()
-                                                                  : q + decay + top;
+                              int first, int row, T q, double decay) const {
+    const bool counts = row < tokens.rows && first + walk::feature() < in.d_k &&
+                        q != -infinity<T>() && top != -infinity<double>();
+    return counts ? static_cast<double>(q) + decay + top : -infinity<double>();
   }
   SUBQUAD_DEVICE T key_weight(const attention_inputs<T>& in, const chunk_tokens<T>& tokens,
-                              int first, int key, double decay) const {
-    const double k = key_at(tokens, key, first + walk::feature(), in.d_k);
-    return k == -infinity<double>() ? T(0) : weight_of<T>(k - decay - top);
+                              int first, int key, T k, double decay) const {
+    const bool counts =
+        tokens.counts(key) && first + walk::feature() < in.d_k && k != -infinity<T>();
+    return counts ? weight_of<T>(static_cast<double>(k) - decay - top) : T(0);
   }
 };
 
@@ -226,7 +230,8 @@ struct attention_outputs_kernel {
     if constexpr (kPlain) {
       sum_plainly(value, shared);
     } else {
-      const bool is_done = find_scales(shared) && sum_products(value, shared);
+      scales of;
+      const bool is_done = find_scales(of, shared) && sum_products(value, of, shared);
       if (block_thread() == 0) undone[blockIdx.x] = !is_done;
     }
   }
@@ -234,7 +239,7 @@ struct attention_outputs_kernel {
   SUBQUAD_DEVICE bool has_values() const { return in.d_v > 0 && out.y; }
 
   // The scales of rows; returns whether all features are good.
-  SUBQUAD_DEVICE bool find_scales(shared_memory& shared) const {
+  SUBQUAD_DEVICE bool find_scales(scales& of, shared_memory& shared) const {
     const chunk_tokens<T>& tokens = shared.tokens;
     for (int i = block_thread(); i < kWarps * kTokens; i += kThreads) {
       shared.maxima[i / kTokens][i % kTokens] = -infinity<double>();
@@ -242,18 +247,30 @@ struct attention_outputs_kernel {
     __syncthreads();
     bool all_good = true;
     for (int first = 0; first < in.d_k; first += kFeatures) {
-      scales of;
-      of.find(in, tokens, shared.sources, first, shared.scales_memory);
+      if (first > 0) __syncthreads();
+      stage(first, true, shared);
+      of.find(in, tokens, shared.sources, first, shared.keys(), kStride, shared.scales_memory);
       all_good = all_good && of.is_good;
       double queries[walk::kRows];
       of.template each_row<walk::kRows>(in, tokens, first, [&](int i, int row, double decay) {
-        queries[i] = of.query(in, tokens, first, row, decay);
+        queries[i] = of.query(in, tokens, first, row,
+                              shared.queries()[row * kStride + walk::feature()], decay);
       });
       const double largest = reduce_rows<walk::kRows>(queries, larger_of{});
       double& of_row = shared.maxima[walk::warp_of_row()][walk::row_of_lane()];
       if (walk::is_writer()) of_row = larger(of_row, largest);
     }
     return !__syncthreads_or(!all_good) && settle_row_scales(walk::kWarpsOfRow, shared);
+  }
+
+  // Copies log_q, and log_k where it is asked for, to where their weights come.
+  SUBQUAD_DEVICE void stage(int first, bool with_keys, shared_memory& shared) const {
+    const chunk_tokens<T>& tokens = shared.tokens;
+    stage_features<kFeatures, kStride>(shared.queries(), tokens.log_q, tokens.rows, first, in.d_k);
+    if (with_keys && in.attended != reach::all) {
+      stage_features<kFeatures, kStride>(shared.keys(), tokens.log_k, tokens.keys, first, in.d_k);
+    }
+    finish_copies();
   }
 
   // row_scale = the largest of `count` rows of maxima. Returns true.
@@ -269,7 +286,7 @@ struct attention_outputs_kernel {
   }
 
   // On tensor cores; returns whether all that it wrote is finite.
-  SUBQUAD_DEVICE bool sum_products(int value, shared_memory& shared) const {
+  SUBQUAD_DEVICE bool sum_products(int value, scales& of, shared_memory& shared) const {
     const chunk_tokens<T>& tokens = shared.tokens;
     const bool has_pairs = in.attended != reach::all;
     accumulators sums;
@@ -283,18 +300,24 @@ struct attention_outputs_kernel {
       const bool has_source = pass < shared.sources.count;
       const row_source<T>& source = shared.sources.of[pass];
       for (int first = 0; first < in.d_k; first += kFeatures) {
-        scales of;
-        of.find(in, tokens, shared.sources, first, shared.scales_memory);
+        // One block of features is there from before.
+        if (pass > 0 || in.d_k > kFeatures) {
+          stage(first, in.d_k > kFeatures, shared);
+          if (in.d_k > kFeatures) {
+            of.find(in, tokens, shared.sources, first, shared.keys(), kStride,
+                    shared.scales_memory);
+          }
+        }
         of.each_row(in, tokens, first, [&](int, int row, double decay) {
-          const double query = of.query(in, tokens, first, row, decay);
+          T& q = shared.queries()[row * kStride + walk::feature()];
+          const double query = of.query(in, tokens, first, row, q, decay);
           const bool is_in = pass == 0 || (row >= source.begin && row < source.end);
-          shared.queries()[row * kStride + walk::feature()] =
-              query == -infinity<double>() || !is_in
+          q = query == -infinity<double>() || !is_in
                   ? T(0)
                   : exponential(static_cast<T>(query - shared.row_scale[row]));
           if (pass == 0 && has_pairs) {
-            shared.keys()[row * kStride + walk::feature()] =
-                of.key_weight(in, tokens, first, row, decay);
+            T& k = shared.keys()[row * kStride + walk::feature()];
+            k = of.key_weight(in, tokens, first, row, k, decay);
           }
         });
         if (has_source && walk::group() == 0) {

@@ -423,7 +423,9 @@ struct feature_gradients_kernel {
       sum_plainly(first, shared);
     } else {
       scales found;
-      found.find(of.in, shared.of.tokens, shared.of.rows, first, shared.scales_memory);
+      stage_tokens(shared.of.tokens.log_k, shared.of.tokens.keys, first, shared);
+      found.find(of.in, shared.of.tokens, shared.of.rows, first, shared.tiles.second.weights,
+                 kColumnStride<T>, shared.scales_memory);
       const bool is_done = !__syncthreads_or(!found.is_good) && multiply(first, found, shared);
       if (block_thread() == 0) undone[blockIdx.x] = !is_done;
       if (!is_done) return;
@@ -496,9 +498,10 @@ struct feature_gradients_kernel {
         to.pairs[row * kRowStride + key] = counts ? pairs(r, c) - here.product[row] : T(0);
       });
     }
+    stage_tokens(tokens.log_k, tokens.keys, first, shared);
     found.each_row(in, tokens, first, [&](int, int key, double decay) {
-      to.weights[key * kColumnStride<T> + walk::feature()] =
-          found.key_weight(in, tokens, first, key, decay);
+      T& k = to.weights[key * kColumnStride<T> + walk::feature()];
+      k = found.key_weight(in, tokens, first, key, k, decay);
     });
     __syncthreads();
     const tile_operand<T> weights{to.weights, 1, kColumnStride<T>};
@@ -508,10 +511,11 @@ struct feature_gradients_kernel {
       key_weights(r, c) = to.weights[key * kColumnStride<T> + feature];
     });
     __syncthreads();
+    stage_tokens(tokens.log_q, tokens.rows, first, shared);
     found.each_row(in, tokens, first, [&](int, int row, double decay) {
-      const double query = found.query(in, tokens, first, row, decay);
-      to.weights[row * kColumnStride<T> + walk::feature()] =
-          query == -infinity<double>() || here.inverse[row] == T(0)
+      T& q = to.weights[row * kColumnStride<T> + walk::feature()];
+      const double query = found.query(in, tokens, first, row, q, decay);
+      q = query == -infinity<double>() || here.inverse[row] == T(0)
               ? T(0)
               : exponential(static_cast<T>(query - here.scale[row])) * here.inverse[row];
     });
@@ -532,6 +536,14 @@ struct feature_gradients_kernel {
     });
     __syncthreads();
     return true;
+  }
+
+  // Copies log_k or log_q to where its weights come.
+  SUBQUAD_DEVICE void stage_tokens(const matrix_view<const T>& from, int tokens, int first,
+                                   shared_memory& shared) const {
+    stage_features<kFeatures, kColumnStride<T>>(shared.tiles.second.weights, from, tokens, first,
+                                                of.in.d_k);
+    finish_copies();
   }
 
   // Rows of 32 elements from (0, value) on.
@@ -855,19 +867,26 @@ struct value_gradients_kernel {
       const bool has_source = pass < here.keys.count;
       const row_source<T>& source = here.keys.of[pass];
       for (int first = 0; first < in.d_k; first += kFeatures) {
+        stage_features<kFeatures, kStride>(shared.keys(), tokens.log_k, tokens.keys, first, in.d_k);
+        if (pass == 0 && has_pairs) {
+          stage_features<kFeatures, kStride>(shared.queries(), tokens.log_q, tokens.rows, first,
+                                             in.d_k);
+        }
+        finish_copies();
         scales found;
-        found.find(in, tokens, here.rows, first, shared.scales_memory);
+        found.find(in, tokens, here.rows, first, shared.keys(), kStride, shared.scales_memory);
         all_good = all_good && found.is_good;
         double last_decay = 0;
         found.each_row(in, tokens, first, [&](int, int row, double decay) {
           const int at = row * kStride + walk::feature();
           const bool is_in = pass == 0 || (row >= source.begin && row < source.end);
-          shared.keys()[at] = is_in ? found.key_weight(in, tokens, first, row, decay) : T(0);
+          T& k = shared.keys()[at];
+          k = is_in ? found.key_weight(in, tokens, first, row, k, decay) : T(0);
           last_decay = decay;
           if (pass > 0 || !has_pairs) return;
-          const double query = found.query(in, tokens, first, row, decay);
-          shared.queries()[at] =
-              query == -infinity<double>() || here.inverse[row] == T(0)
+          T& q = shared.queries()[at];
+          const double query = found.query(in, tokens, first, row, q, decay);
+          q = query == -infinity<double>() || here.inverse[row] == T(0)
                   ? T(0)
                   : exponential(static_cast<T>(query - here.scale[row])) * here.inverse[row];
         });

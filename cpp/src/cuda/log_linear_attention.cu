@@ -47,6 +47,7 @@ struct log_attention_inputs {
   matrix_view<const T> log_numerator, sign_numerator;
   vector_view<const T> log_denominator;
   std::int64_t batch, n_q, n, d_k, d_v, value_blocks;
+  bool has_queries;
   bool causal;
 
   // The place of column `column` of value block `block` for row t, in what is kept for each row.
@@ -199,9 +200,9 @@ struct log_attention_pass {
       for (std::int64_t t = start; t < end; ++t) {
         if (in.causal) decay(part, t, state);
         add(key_features(part, t), value(part, t), state);
-        if (in.causal && in.log_q) row(t, state);
+        if (in.causal && in.has_queries) row(t, state);
       }
-      if (!in.causal && in.log_q) {
+      if (!in.causal && in.has_queries) {
         const std::int64_t last = in.segments ? end : in.n_q;
         for (std::int64_t t = start; t < last; ++t) row(t, state);
       }
@@ -361,7 +362,8 @@ struct log_attention_gradients {
 
 // In place of the sums of a row, the derivative of the call in them: gradient / numerator, and for
 // the denominator (gradient of log_z - sum of the gradients) / denominator, in the first block of
-// values alone. 0 where a sum is 0 or its gradient is. One warp for each row.
+// values alone. 0 where a sum is 0 or its gradient is, NaN where a sum is infinite. One warp for
+// each row.
 template <class T>
 struct derivative_kernel {
   static constexpr int kThreads = 256;
@@ -371,6 +373,14 @@ struct derivative_kernel {
   log_attention_inputs<T> in;
   log_attention_gradients<T> grad;
   extended* sums;
+
+  SUBQUAD_DEVICE static extended quotient(double g, const extended& sum) {
+    if (g == 0) return extended::zero();
+    if (std::fabs(sum.value) == infinity<double>()) {
+      return {std::numeric_limits<double>::quiet_NaN(), extended::kHighest};
+    }
+    return extended{g, 0}.normalised() * sum.inverse();
+  }
 
   SUBQUAD_DEVICE void operator()(shared_memory&) const {
     const std::int64_t row =
@@ -388,7 +398,7 @@ struct derivative_kernel {
       extended& kept = sums[in.kept(b, t, block, lane)];
       const bool counts = log_y && v < in.d_v && denominator.value != 0 && kept.value != 0;
       const double g = counts ? static_cast<double>(log_y(t, v)) : 0.0;
-      kept = g == 0 ? extended::zero() : extended{g, 0}.normalised() * kept.inverse();
+      kept = quotient(g, kept);
       total += g;
     }
     SUBQUAD_UNROLL
@@ -734,6 +744,7 @@ struct log_attention_arrays {
     in.d_k = shape.d_k;
     in.d_v = shape.d_v;
     in.value_blocks = value_blocks_of(shape.d_v);
+    in.has_queries = log_q != nullptr;
     in.causal = causal;
     return in;
   }
@@ -746,7 +757,7 @@ void launch_numerators(const log_attention_inputs<T>& in, const log_attention_la
     numerator_kernel<T> kernel{};
     kernel.in = in;
     kernel.first_feature = block * kFeatures;
-    kernel.sums = in.log_q ? layout.sums : nullptr;
+    kernel.sums = in.has_queries ? layout.sums : nullptr;
     kernel.final = with_final ? layout.final : nullptr;
     launch(in.batch * in.value_blocks, kernel);
   }
@@ -770,7 +781,7 @@ void log_linear_attention_as(const attention_shape& shape, const log_attention_a
   const bool with_final =
       out.final_log_numerator || out.final_sign_numerator || out.final_log_denominator;
   launch_numerators(in, layout, with_final);
-  if (in.log_q) {
+  if (in.has_queries) {
     result_kernel<T> kernel{};
     kernel.in = in;
     kernel.where = batches_of<result_kernel<T>::kResults>(
@@ -825,7 +836,7 @@ void log_linear_attention_vjp_as(const attention_shape& shape, const log_attenti
   grad.final_numerator = matrix_or_none<const T>(of.grad_final_log_numerator);
   grad.final_denominator = vector_or_none<const T>(of.grad_final_log_denominator);
   const bool with_final = grad.final_numerator || grad.final_denominator;
-  const bool with_rows = in.log_q && in.n_q > 0 && (grad.log_y || grad.log_z);
+  const bool with_rows = in.has_queries && in.n_q > 0 && (grad.log_y || grad.log_z);
 
   launch_numerators(in, layout, with_final);
   if (with_rows) {

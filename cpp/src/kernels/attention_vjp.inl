@@ -530,7 +530,7 @@ void load_gradients(const attention_vjp_task<T>& task, const run_memory<T>& run,
   }
 }
 
-// One step of two vectors of rows t0... of a sub-chunk: their weights, the weights' gradients and
+// Two vectors of rows of a sub-chunk, t0 and on: their weights, the weights' gradients and
 // grad_log_q, in rows of features. `keys` is the number of the sub-chunk's keys that any may attend.
 template <class T>
 SUBQUAD_INLINE void query_step(const run_memory<T>& run, const chunk_memory<T>& own,
@@ -874,18 +874,27 @@ void key_rows(const attention_vjp_task<T>& task, const run_memory<T>& run,
 template <class T>
 void decay_rows(const attention_vjp_task<T>& task, const run_memory<T>& run,
                 const chunk_memory<T>& own, std::int64_t begin) {
-  for (std::int64_t r = 0; r < task.keys.d_k; ++r) {
-    const T total = task.grad_final_key_sums ? task.grad_final_key_sums(4, r) : T(0);
-    double crossing = own.flow[r];
-    for (std::int64_t t = own.tokens.count; t-- > 0;) {
-      const std::int64_t at = t * run.features + r;
-      if (task.log_q) crossing += static_cast<double>(own.grad_queries[at]);
-      crossing -= static_cast<double>(own.grad_keys[at]);
-      const bool forgets = own.tokens.decays && own.tokens.decays[at] == -kInfinity<T>;
-      if (forgets || (begin + t == 0 && !task.key_sums)) crossing = 0;
-      task.grad_log_decay(begin + t, r) = static_cast<T>(crossing + static_cast<double>(total));
+  double* const crossing = own.flow;
+  double* const total = own.first;  // the factor is not needed any more
+  for (std::int64_t r = 0; r < run.features; ++r) {
+    total[r] = task.grad_final_key_sums && r < run.d_k ? task.grad_final_key_sums(4, r) : T(0);
+  }
+  for (std::int64_t t = own.tokens.count; t-- > 0;) {
+    const T* const queries = own.grad_queries + t * run.features;
+    const T* const keys = own.grad_keys + t * run.features;
+    const T* const decays = own.tokens.decays ? own.tokens.decays + t * run.features : nullptr;
+    T* const out = own.out + t * run.features;
+    const bool first = begin + t == 0 && !task.key_sums;
+    for (std::int64_t r = 0; task.log_q && r < run.features; ++r) {
+      crossing[r] += static_cast<double>(queries[r]);
+    }
+    for (std::int64_t r = 0; r < run.features; ++r) {
+      const double through = crossing[r] - static_cast<double>(keys[r]);
+      crossing[r] = first || (decays && decays[r] == -kInfinity<T>) ? 0 : through;
+      out[r] = static_cast<T>(crossing[r] + total[r]);
     }
   }
+  copy_out(own.out, run.features, own.tokens.count, run.d_k, task.grad_log_decay, begin);
 }
 
 template <class T>

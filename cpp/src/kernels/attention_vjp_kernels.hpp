@@ -64,7 +64,8 @@ struct attention_vjp_functions {
   void (*advance_sums)(const attention_vjp_task<T>& task, std::int64_t chunk, void* memory);
   // What comes from the gradients of the final state.
   void (*turn)(const attention_vjp_task<T>& task);
-  // grad_log_q of a chunk of queries and its part of E; E past it; the gradients of a chunk of keys.
+  // grad_log_q of a chunk of queries and its part of E, E past it, and the gradients of a chunk of
+  // keys.
   void (*queries)(const attention_vjp_task<T>& task, std::int64_t chunk, void* memory);
   void (*advance_gradients)(const attention_vjp_task<T>& task, std::int64_t chunk, void* memory);
   // Where not causal, between the last queries and the first keys.

@@ -144,6 +144,27 @@ SUBQUAD_INLINE void add_log(pack<double, N>& x, vec<double> reference) {
   SUBQUAD_SIDE_BY_SIDE x.v[u] = log_normal<double>(x.v[u]) + reference;
 }
 
+template <class T, int N>
+SUBQUAD_INLINE void add_logs_to(T* rows, std::int64_t stride, vec<T> reference) {
+  pack<T, N> x;
+  SUBQUAD_SIDE_BY_SIDE x.v[u] = load(rows + u * stride);
+  add_log<N>(x, reference);
+  SUBQUAD_SIDE_BY_SIDE store<T>(rows + u * stride, x.v[u]);
+}
+
+// Sums that lie in the output become the output: a second pass over what the first-level cache
+// holds, because one chain of steps from entry to output is too long for processors to overlap.
+template <class T>
+SUBQUAD_INLINE void add_logs(matrix_view<T> out, std::int64_t rows, vec<T> reference) {
+  std::int64_t t = 0;
+  for (; t + kSideBySide <= rows; t += kSideBySide) {
+    add_logs_to<T, kSideBySide>(out.data + t * out.row_stride, out.row_stride, reference);
+  }
+  for (; t < rows; ++t) {
+    add_logs_to<T, 1>(out.data + t * out.row_stride, out.row_stride, reference);
+  }
+}
+
 SUBQUAD_INLINE double exp_of(double x) {
   return x == 0 ? 1 : SUBQUAD_ISA::exp<double>(broadcast(x))[0];
 }
@@ -359,9 +380,7 @@ SUBQUAD_INLINE void scan_near_vectors(const T* x, T* out, const outward<T>& to, 
   near_prefixes<T, N>(x, reference, to, sum, low, weights, prefixes, base);
   if constexpr (kWrite) {
     const vec<T> own = broadcast(static_cast<T>(to.own));
-    SUBQUAD_SIDE_BY_SIDE prefixes.v[u] = prefixes.v[u] * own + base.v[u];
-    add_log<N>(prefixes, broadcast(to.reference));
-    SUBQUAD_SIDE_BY_SIDE store<T>(out + u * lanes<T>, prefixes.v[u]);
+    SUBQUAD_SIDE_BY_SIDE store<T>(out + u * lanes<T>, prefixes.v[u] * own + base.v[u]);
   }
 }
 
@@ -380,6 +399,7 @@ SUBQUAD_INLINE bool scan_near(const T* x, T* out, std::int64_t vectors, scan_sta
     scan_near_vectors<T, 1, kWrite>(x + v * lanes<T>, out + v * lanes<T>, to, reference, sum, low);
   }
   if (!(sum - state.sum <= kLargestSum)) return false;
+  if constexpr (kWrite) add_logs<T>({out, lanes<T>, 1}, vectors, broadcast(to.reference));
   state.sum = sum;
   state.low = low;
   return true;
@@ -916,7 +936,6 @@ SUBQUAD_INLINE void scan_rows_near(matrix_view<const T> x, matrix_view<T> out, s
     sums.v[u] = prefix * to.own + base;
   }
   if constexpr (kWrite) {
-    add_log<N>(sums, to.reference);
     SUBQUAD_SIDE_BY_SIDE store<T>(out.data + (row + u) * out.row_stride, sums.v[u]);
   }
 }
@@ -941,6 +960,7 @@ SUBQUAD_INLINE bool scan_group_near(matrix_view<const T> x, std::int64_t steps, 
   }
   for (; t < steps; ++t) scan_rows_near<T, 1, false>(x, out, t, reference, to, base, prefix);
   if (!all_at_most<T>(prefix, static_cast<T>(kLargestSum))) return false;
+  if constexpr (kWrite) add_logs<T>(out, out_steps, to.reference);
   add<T>(states, prefix);
   return true;
 }
