@@ -118,9 +118,11 @@ def why_unusable(name: str, namespace: ModuleType) -> str | None:
 # Modules of tests that are written with NumPy arrays: on a device, what they pass to
 # the library is carried there, and what comes back is carried home.
 CARRIED_MODULES = (
+    "test_attention",
     "test_gaussian_normalizer",
     "test_normalizers",
     "test_primitives",
+    "test_scans",
     "test_vjp",
 )
 # The first of these that is there carries.

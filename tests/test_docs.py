@@ -31,7 +31,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 )
-PUBLIC_MODULES = ["subquad", "subquad.normalizers", "subquad.vjp"]
+PUBLIC_MODULES = [
+    "subquad",
+    "subquad.attention",
+    "subquad.normalizers",
+    "subquad.scans",
+    "subquad.vjp",
+]
 OPTIONAL_MODULES = {
     "dask",
     "distributed",

@@ -17,7 +17,13 @@ from collections.abc import Iterator
 from numpydoc.validate import validate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODULES = ["subquad", "subquad.normalizers", "subquad.vjp"]
+MODULES = [
+    "subquad",
+    "subquad.attention",
+    "subquad.normalizers",
+    "subquad.scans",
+    "subquad.vjp",
+]
 
 
 def public_names() -> Iterator[str]:

@@ -57,6 +57,12 @@ inline void require_both(const array_view* a, const array_view* b, const char* n
   }
 }
 
+inline void require_causal(const array_view* grad_log_decay, bool causal) {
+  if (grad_log_decay != nullptr && !causal) {
+    throw invalid_argument("grad_log_decay: expected a causal call, got one that is not");
+  }
+}
+
 // Keys, values and what all forms of a call have in common, but for the state.
 inline attention_shape check_attention(const array_view& log_k, const array_view& v,
                                        const char* v_name, const array_view* log_q,
@@ -147,6 +153,7 @@ inline attention_shape check_linear_attention_vjp(
               {2, shape.d_k, shape.d_v});
   shape.output(grad_log_k, "grad_log_k", "(..., n, d_k)", {shape.n, shape.d_k});
   shape.output(grad_v, "grad_v", "(..., n, d_v)", {shape.n, shape.d_v});
+  require_causal(grad_log_decay, causal);
   shape.output(grad_log_q, "grad_log_q", "(..., n_q, d_k)", {shape.n_q, shape.d_k});
   shape.output(grad_log_decay, "grad_log_decay", "(..., n, d_k)", {shape.n, shape.d_k});
   shape.output(grad_key_sums, "grad_key_sums", "(..., 5, d_k)", {5, shape.d_k});
@@ -213,6 +220,7 @@ inline attention_shape check_log_linear_attention_vjp(
   shape.input(grad_final_log_denominator, "grad_final_log_denominator", "(..., d_k)", {shape.d_k});
   shape.output(grad_log_k, "grad_log_k", "(..., n, d_k)", {shape.n, shape.d_k});
   shape.output(grad_log_v, "grad_log_v", "(..., n, d_v)", {shape.n, shape.d_v});
+  require_causal(grad_log_decay, causal);
   shape.output(grad_log_q, "grad_log_q", "(..., n_q, d_k)", {shape.n_q, shape.d_k});
   shape.output(grad_log_decay, "grad_log_decay", "(..., n, d_k)", {shape.n, shape.d_k});
   shape.output(grad_log_numerator, "grad_log_numerator", "(..., d_k, d_v)", {shape.d_k, shape.d_v});

@@ -197,8 +197,8 @@ bool same_class(long double found, long double expected) {
 }
 
 // Beside half an ulp of the result: what the states err by, relative to h. In units of a double,
-// every step rounds d = log_b - reference (|d| <= 16 where it counts), an exponential, a product and
-// a sum: 12; and, for float32, the reference. For float32 an exponential errs by 4.0e-11 and a
+// every step rounds d = log_b - reference (|d| <= 16 where it counts), an exponential, a product
+// and a sum: 12; and, for float32, the reference. For float32 an exponential errs by 4.0e-11 and a
 // logarithm by 7.2e-10 log(2) / 2. The former compound where a reference is left for one more than
 // 16 nats above, which six times make of anything a number below float32.
 template <class T>
@@ -284,7 +284,7 @@ struct generator {
 double log_sigmoid(double x) { return -std::log1p(std::exp(-x)); }
 
 // The gates of table 1.5 of the specification, and the errors that float32 may have there. In
-// float64 a reference of 1e4, which 20000 sums would leave 100 ulp off, must not show: 1 ulp of 1e4.
+// float64 a reference of 1e4, which 20000 sums would leave 100 ulp off, must not show: 1 ulp.
 template <class T>
 void gates(std::int64_t outer, std::int64_t n, std::int64_t inner, std::int32_t axis) {
   generator random(17);

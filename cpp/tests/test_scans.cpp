@@ -458,7 +458,7 @@ void lengths() {
   generator random(2);
   std::vector<index> all(71);
   std::iota(all.begin(), all.end(), 0);
-  for (const index n : {255, 256, 257, 511, 513, 1000, 16383, 16385, 32767, 32768, 32769, 65537}) {
+  for (const index n : {255, 256, 257, 511, 513, 1000, 16383, 16385, 32768, 32769}) {
     all.push_back(n);
   }
   for (const index n : all) {
@@ -482,7 +482,7 @@ void layouts() {
   for (const char* layout :
        {"contiguous", "axis last", "steps", "padded rows", "backwards", "fortran"}) {
     for (const index inner : {1, 3, 16, 37, 150}) {
-      for (const index n : {5, 70, 600}) {
+      for (const index n : {5, 70, 300}) {
         for (const bool reverse : {false, true}) {
           problem<T> p{3, inner, n, {}};
           p.layout = layout;
@@ -503,10 +503,10 @@ void layouts() {
 template <class T>
 void runs() {
   generator random(4);
-  for (const index inner : {1, 20}) {
-    for (const index longest : {1, 4, 40, 700, 50000}) {
+  for (const index inner : {1, 9}) {
+    for (const index longest : {1, 4, 40, 700, 30000}) {
       for (const bool exclusive : {false, true}) {
-        const index n = longest > 700 ? 70000 : 1500;
+        const index n = longest > 700 ? 40000 : 1500;
         std::vector<index> segments;
         while (static_cast<index>(segments.size()) < n) {
           const index length = 1 + static_cast<index>(random() % static_cast<size_t>(longest));
@@ -559,7 +559,7 @@ void not_finite() {
     }
   }
   // One such entry in a long row; gradients from some place on are 0.
-  for (const index n : {600, 40000}) {
+  for (const index n : {600, 33000}) {
     for (const T bad : {inf, nan}) {
       for (const index place : {index{0}, index{300}, n - 1}) {
         for (const index zero_from : {index{0}, place, n}) {
@@ -666,13 +666,13 @@ void threads() {
   struct size {
     index outer, n, inner;
   };
-  for (const size s : {size{1, 300000, 1}, size{5, 100000, 1}, size{70, 1000, 1}, size{1, 20000, 9},
-                       size{1, 3000, 140}}) {
-    for (const index longest : {0, 30000}) {
+  for (const size s : {size{1, 140000, 1}, size{3, 70000, 1}, size{70, 500, 1}, size{1, 9000, 9},
+                       size{1, 700, 140}}) {
+    for (const index longest : {0, 20000}) {
       problem<T> p{s.outer, s.inner, s.n, {}};
       std::vector<index> segments;
       while (longest > 0 && static_cast<index>(segments.size()) < s.n) {
-        segments.insert(segments.end(), at(1 + static_cast<index>(random() % 30000)),
+        segments.insert(segments.end(), at(1 + static_cast<index>(random() % at(longest))),
                         static_cast<index>(segments.size()));
       }
       if (longest > 0) segments.resize(at(s.n));
@@ -689,7 +689,6 @@ void threads() {
       subquad::set_num_threads(4);
       bool same = true;
       for (int repeat = 0; repeat < 3; ++repeat) same = same && compute(p) == alone;
-      if (!same) std::printf("%d %d %d %d\n", (int)s.outer, (int)s.n, (int)s.inner, (int)longest);
       SUBQUAD_CHECK(same);
     }
   }

@@ -437,7 +437,9 @@ SUBQUAD_API subquad_status subquad_linear_attention_vjp(
     const subquad_context* context, subquad_error* error);
 
 /* The same for values in logarithms, v = sign_v exp(log_v) of any range: log_y = log |y| and sign_y
- * its sign (-1, 0 or 1). An empty row, and a value that cancels, is -inf with sign 0.
+ * its sign (-1, 0 or 1). An empty row, and a value whose sum is computed as 0, is -inf with sign 0.
+ * Finite logarithms beyond 1.16e7 in size (float64: 7.8e14) count as that size, on CUDA those
+ * beyond 1.07e9 as infinite.
  *
  * log_v, sign_v (B..., n, d_v); without sign_v values are positive. log_y, sign_y (B..., n_q, d_v),
  * log_z (B..., n_q), each optional. The state is in logarithms as well: log_numerator (B..., d_k,

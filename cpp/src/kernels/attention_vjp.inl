@@ -531,7 +531,7 @@ void load_gradients(const attention_vjp_task<T>& task, const run_memory<T>& run,
 }
 
 // Two vectors of rows of a sub-chunk, t0 and on: their weights, the weights' gradients and
-// grad_log_q, in rows of features. `keys` is the number of the sub-chunk's keys that any may attend.
+// grad_log_q, in rows of features. `keys` says how many of the sub-chunk's keys any may attend.
 template <class T>
 SUBQUAD_INLINE void query_step(const run_memory<T>& run, const chunk_memory<T>& own,
                                std::int64_t d_k, std::int64_t d_v, const T* sums,

@@ -40,9 +40,9 @@ struct recurrence_link {
 //   prepare    from state the states that reverse needs, and with grad also link
 //   reverse    grad_log_a, grad_log_b (each optional) from saved; carry, the gradient of log h that
 //              enters from behind, becomes the one that leaves at the front
-// Nothing aliases. Sums are of positive terms, in double. Relative to h, a step errs by 12 ulp of a
-// double and, for float32, a reference by half an ulp of a double of |log h|; float32 adds 4e-11 for
-// the exponentials and 2.5e-10 for the logarithm, which it does not see.
+// Nothing aliases. Sums are of positive terms, in double. Relative to h, a step errs by 12 ulp of
+// a double and, for float32, a reference by half an ulp of a double of |log h|; float32 adds 4e-11
+// for the exponentials and 2.5e-10 for the logarithm, which it does not see.
 template <class T>
 struct recurrence_task {
   lane_tile tile;

@@ -145,23 +145,25 @@ SUBQUAD_INLINE void add_log(pack<double, N>& x, vec<double> reference) {
 }
 
 template <class T, int N>
-SUBQUAD_INLINE void add_logs_to(T* rows, std::int64_t stride, vec<T> reference) {
+SUBQUAD_INLINE void add_logs_to(const T* sums, T* out, std::int64_t stride, vec<T> reference) {
   pack<T, N> x;
-  SUBQUAD_SIDE_BY_SIDE x.v[u] = load(rows + u * stride);
+  SUBQUAD_SIDE_BY_SIDE x.v[u] = load(sums + u * lanes<T>);
   add_log<N>(x, reference);
-  SUBQUAD_SIDE_BY_SIDE store<T>(rows + u * stride, x.v[u]);
+  SUBQUAD_SIDE_BY_SIDE store<T>(out + u * stride, x.v[u]);
 }
 
-// Sums that lie in the output become the output: a second pass over what the first-level cache
-// holds, because one chain of steps from entry to output is too long for processors to overlap.
+// Outputs of `count` vectors of sums, which may lie where the outputs go: a pass of its own over what
+// the first-level cache holds, because one chain of steps from entry to output is too long for
+// processors to overlap.
 template <class T>
-SUBQUAD_INLINE void add_logs(matrix_view<T> out, std::int64_t rows, vec<T> reference) {
-  std::int64_t t = 0;
-  for (; t + kSideBySide <= rows; t += kSideBySide) {
-    add_logs_to<T, kSideBySide>(out.data + t * out.row_stride, out.row_stride, reference);
+SUBQUAD_INLINE void add_logs(const T* sums, T* out, std::int64_t stride, std::int64_t count,
+                             vec<T> reference) {
+  std::int64_t v = 0;
+  for (; v + kSideBySide <= count; v += kSideBySide) {
+    add_logs_to<T, kSideBySide>(sums + v * lanes<T>, out + v * stride, stride, reference);
   }
-  for (; t < rows; ++t) {
-    add_logs_to<T, 1>(out.data + t * out.row_stride, out.row_stride, reference);
+  for (; v < count; ++v) {
+    add_logs_to<T, 1>(sums + v * lanes<T>, out + v * stride, stride, reference);
   }
 }
 
@@ -399,7 +401,7 @@ SUBQUAD_INLINE bool scan_near(const T* x, T* out, std::int64_t vectors, scan_sta
     scan_near_vectors<T, 1, kWrite>(x + v * lanes<T>, out + v * lanes<T>, to, reference, sum, low);
   }
   if (!(sum - state.sum <= kLargestSum)) return false;
-  if constexpr (kWrite) add_logs<T>({out, lanes<T>, 1}, vectors, broadcast(to.reference));
+  if constexpr (kWrite) add_logs<T>(out, out, lanes<T>, vectors, broadcast(to.reference));
   state.sum = sum;
   state.low = low;
   return true;
@@ -917,26 +919,29 @@ SUBQUAD_INLINE bool all_finite(vec<T> v) {
   return all_at_most<T>(difference, T(0));
 }
 
-// Weights of N rows.
+// Weights of N rows. Where rows lie far apart, no processor foresees what is read next: the vectors
+// to the right.
 template <class T, int N>
 SUBQUAD_INLINE pack<T, N> row_weights(matrix_view<const T> x, std::int64_t row, vec<T> reference) {
   pack<T, N> weights;
-  SUBQUAD_SIDE_BY_SIDE weights.v[u] = load(x.data + (row + u) * x.row_stride) - reference;
+  SUBQUAD_SIDE_BY_SIDE {
+    const T* const from = x.data + (row + u) * x.row_stride;
+    __builtin_prefetch(from + 2 * lanes<T>);
+    weights.v[u] = load(from) - reference;
+  }
   exp_bounded<N>(weights);
   return weights;
 }
 
+// Sums of N rows, with what came before.
 template <class T, int N, bool kWrite>
-SUBQUAD_INLINE void scan_rows_near(matrix_view<const T> x, matrix_view<T> out, std::int64_t row,
-                                   vec<T> reference, const lanes_outward<T>& to, vec<T> base,
-                                   vec<T>& prefix) {
-  pack<T, N> sums = row_weights<T, N>(x, row, reference);
+SUBQUAD_INLINE void sum_rows_near(matrix_view<const T> x, std::int64_t row, vec<T> reference,
+                                  const lanes_outward<T>& to, vec<T> base, vec<T>& prefix,
+                                  T* sums) {
+  const pack<T, N> weights = row_weights<T, N>(x, row, reference);
   SUBQUAD_SIDE_BY_SIDE {
-    prefix += sums.v[u];
-    sums.v[u] = prefix * to.own + base;
-  }
-  if constexpr (kWrite) {
-    SUBQUAD_SIDE_BY_SIDE store<T>(out.data + (row + u) * out.row_stride, sums.v[u]);
+    prefix += weights.v[u];
+    if constexpr (kWrite) store<T>(sums + (row + u) * lanes<T>, prefix * to.own + base);
   }
 }
 
@@ -948,19 +953,14 @@ SUBQUAD_INLINE bool scan_group_near(matrix_view<const T> x, std::int64_t steps, 
   vec<T> prefix{};
   const vec<T> base = kWrite ? sums_of<T>(states) * to.own + to.before : prefix;
   const vec<T> reference = states.reference;
+  T sums[kGroup * lanes<T>];
   std::int64_t t = 0;
-  if constexpr (kWrite) {
-    for (; t + kSideBySide <= out_steps; t += kSideBySide) {
-      scan_rows_near<T, kSideBySide, true>(x, out, t, reference, to, base, prefix);
-    }
-    for (; t < out_steps; ++t) scan_rows_near<T, 1, true>(x, out, t, reference, to, base, prefix);
-  }
   for (; t + kSideBySide <= steps; t += kSideBySide) {
-    scan_rows_near<T, kSideBySide, false>(x, out, t, reference, to, base, prefix);
+    sum_rows_near<T, kSideBySide, kWrite>(x, t, reference, to, base, prefix, sums);
   }
-  for (; t < steps; ++t) scan_rows_near<T, 1, false>(x, out, t, reference, to, base, prefix);
+  for (; t < steps; ++t) sum_rows_near<T, 1, kWrite>(x, t, reference, to, base, prefix, sums);
   if (!all_at_most<T>(prefix, static_cast<T>(kLargestSum))) return false;
-  if constexpr (kWrite) add_logs<T>(out, out_steps, to.reference);
+  if constexpr (kWrite) add_logs<T>(sums, out.data, out.row_stride, out_steps, to.reference);
   add<T>(states, prefix);
   return true;
 }

@@ -37,9 +37,9 @@ SUBQUAD_INLINE wide exp_difference(wide a, wide b, wide_mask swapped) {
   }
 }
 
-// Adds sign e^x and returns e^(x - reference), of the reference after it. What is absent - a sign of
-// 0, an x of -inf, a finite x after an infinite sum - leaves the state alone. The reference of an
-// empty state is the lowest number and not -inf, so that -inf - -inf does not arise.
+// Adds sign e^x and returns e^(x - reference), of the reference after it. What is absent - a sign
+// of 0, an x of -inf, a finite x after an infinite sum - leaves the state alone. The reference of
+// an empty state is the lowest number and not -inf, so that -inf - -inf does not arise.
 template <class T>
 SUBQUAD_INLINE wide add_term(vector_sum& s, wide x, wide sign) {
   const wide total = s.sum + s.remainder;

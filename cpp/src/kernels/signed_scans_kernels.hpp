@@ -1,4 +1,4 @@
-// Running sums of signed exponentials, in the log domain, and their reverse: what one task computes.
+// Running sums of signed exponentials, as logarithms, and their reverse: what one task computes.
 #ifndef SUBQUAD_KERNELS_SIGNED_SCANS_KERNELS_HPP
 #define SUBQUAD_KERNELS_SIGNED_SCANS_KERNELS_HPP
 
@@ -27,7 +27,7 @@ struct signed_carry {
 //   scan       out = log |s_i| and out_sign from state, or of s_{i-1} where `exclusive`; the last
 //              state
 //   summarise  the last state
-//   prepare    from state the states that reverse needs, and with grad also carry: of the tile alone
+//   prepare    from state the states that reverse needs, and with grad also carry, of the tile
 //   reverse    grad_x, grad_sign (each optional) from saved; carry, of the i behind the tile, takes
 //              in those of the tile
 // Nothing aliases. Terms whose x lie within kSignedThreshold above and 700 below the reference are

@@ -4,8 +4,8 @@
 //
 // A handler takes the arrays of its C function in their order, inputs as operands and outputs as
 // results, and the workspace as the last result. Its attributes are `present`, whose bit i tells
-// whether the i-th array is passed (else it is an optional one left out), and `flag`, the one
-// number that some functions take.
+// whether the i-th array is passed (else it is an optional one left out), and `numbers`, those that
+// some functions take: the first in the lowest 16 bits, the next in those above.
 #include <pybind11/pybind11.h>
 #include <xla/ffi/api/c_api.h>
 
@@ -155,12 +155,16 @@ class arguments {
       given_[i] = &arrays_[i];
       ++next;
     }
-    flag_ = static_cast<std::int32_t>(attribute(frame, "flag"));
+    numbers_ = static_cast<std::uint64_t>(attribute(frame, "numbers"));
     return next == count;
   }
 
   const subquad_array* next(tag<const subquad_array*>) { return given_[next_++]; }
-  std::int32_t next(tag<std::int32_t>) { return flag_; }
+  std::int32_t next(tag<std::int32_t>) {
+    const std::uint64_t number = numbers_ & 0xffff;
+    numbers_ >>= 16;
+    return static_cast<std::int32_t>(number);
+  }
   const subquad_context* next(tag<const subquad_context*>) { return &context; }
   subquad_error* next(tag<subquad_error*>) { return &error; }
 
@@ -171,7 +175,7 @@ class arguments {
   subquad_array arrays_[Arrays];
   const subquad_array* given_[Arrays] = {};
   std::size_t next_ = 0;
-  std::int32_t flag_ = 0;
+  std::uint64_t numbers_ = 0;
 };
 
 template <class... Parameters>
@@ -247,6 +251,16 @@ py::dict make_handlers() {
   add<&c_functions::component_sums>(handlers, "component_sums");
   add<&c_functions::component_scatter>(handlers, "component_scatter");
   add<&c_functions::sample_residuals>(handlers, "sample_residuals");
+  add<&c_functions::logcumsumexp>(handlers, "logcumsumexp");
+  add<&c_functions::logcumsumexp_vjp>(handlers, "logcumsumexp_vjp");
+  add<&c_functions::signed_logcumsumexp>(handlers, "signed_logcumsumexp");
+  add<&c_functions::signed_logcumsumexp_vjp>(handlers, "signed_logcumsumexp_vjp");
+  add<&c_functions::log_linear_recurrence>(handlers, "log_linear_recurrence");
+  add<&c_functions::log_linear_recurrence_vjp>(handlers, "log_linear_recurrence_vjp");
+  add<&c_functions::linear_attention>(handlers, "linear_attention");
+  add<&c_functions::linear_attention_vjp>(handlers, "linear_attention_vjp");
+  add<&c_functions::log_linear_attention>(handlers, "log_linear_attention");
+  add<&c_functions::log_linear_attention_vjp>(handlers, "log_linear_attention_vjp");
   return handlers;
 }
 

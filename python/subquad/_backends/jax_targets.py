@@ -1,5 +1,7 @@
 """Whether JAX arrays can go to the compiled kernels, without an import of JAX.
 
+And what JAX is told once there are arrays of it: handlers, and the classes of states.
+
 `subquad._jax` holds handlers of XLA's foreign function interface. XLA passes over those
 that were compiled for a newer version of the interface than its own, in silence until a
 call finds no handler: so the versions are compared here.
@@ -14,10 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from subquad._states import STATES
+
 _HEADER = "include/xla/ffi/api/c_api.h"
 
 # Why handlers that were found were not taken after all.
 _refused: list[str] = []
+
+# The classes of states that JAX knows.
+_registered: set[type] = set()
 
 
 def status() -> str:
@@ -57,8 +64,22 @@ def register(jax: Any) -> None:
         raise ImportError(reason)
 
 
+def register_states(jax: Any) -> None:
+    """Tell JAX that states are trees of arrays."""
+    for kind in STATES:
+        if kind not in _registered:
+            jax.tree_util.register_dataclass(
+                kind, data_fields=list(kind.field_names()), meta_fields=[]
+            )
+            _registered.add(kind)
+
+
 def load() -> ModuleType | None:
-    """Return the backend over the compiled kernels, or None: `problem` tells why."""
+    """Return the backend over the compiled kernels, or None: `problem` tells why.
+
+    In both cases states have become trees of arrays.
+    """
+    register_states(importlib.import_module("jax"))
     if problem():
         return None
     try:

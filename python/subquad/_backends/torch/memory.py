@@ -131,13 +131,33 @@ def has_gradient(*tensors: Optional) -> bool:
     )
 
 
+def carries_tangents() -> bool:
+    """Return whether tensors may be dual: a forward-mode derivative is at work."""
+    return forward_ad._current_level >= 0
+
+
+def is_direct(*tensors: Optional) -> bool:
+    """Return whether kernels may take tensors: plain ones, and nothing asks for
+    derivatives.
+    """
+    return is_plain(*tensors) and not has_gradient(*tensors) and not carries_tangents()
+
+
+def is_compiling_transforms() -> bool:
+    """Return whether torch.compile traces a transform of torch.func.
+
+    It follows no function of ours through these.
+    """
+    return is_compiling() and is_transformed()
+
+
 def needs_reference() -> bool:
     """Return whether only torch's own operators give the right derivatives.
 
     An operator would drop the tangents that tensors carry inside a dual level, and
     torch.compile follows no function of ours through the transforms of torch.func.
     """
-    return forward_ad._current_level >= 0 or (is_compiling() and is_transformed())
+    return carries_tangents() or is_compiling_transforms()
 
 
 def is_transformed() -> bool:

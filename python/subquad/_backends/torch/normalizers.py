@@ -19,6 +19,7 @@ from subquad._backends.torch.memory import (
 )
 from subquad._backends.torch.operators import (
     OPERATORS,
+    PLACES,
     backward_of,
     filled,
     gradient_shapes,
@@ -157,9 +158,7 @@ def component_sums(
 def component_scatter(
     y: Array, labels: Array, weights: Array | None, means: Array, diagonal: bool
 ) -> tuple[Array, Array]:
-    backend: Any = (
-        kernels_for(y) if is_plain(y, labels, weights, means) else reference
-    )
+    backend: Any = kernels_for(y) if is_plain(y, labels, weights, means) else reference
     scatter, radii = backend.component_scatter(y, labels, weights, means, diagonal)
     return scatter, radii
 
@@ -228,7 +227,7 @@ def _gaussian_log_normalizer_vjp(*arguments: Any) -> tuple[torch.Tensor, ...]:
     return filled(arrays[1], kernels.gaussian_log_normalizer_vjp(*arrays, needs))
 
 
-for _place in ("CPU", "CUDA"):
+for _place in PLACES:
     OPERATORS.impl("log_normalizer", _log_normalizer, _place)
     OPERATORS.impl("log_normalizer_vjp", _log_normalizer_vjp, _place)
     OPERATORS.impl("gaussian_log_normalizer", _gaussian_log_normalizer, _place)
@@ -326,7 +325,7 @@ register(
     save_vjp,
     _log_normalizer_vjp_backward,
     mapped_vjp(
-        registered.log_normalizer_vjp.default, _EXACT_VJP, slice(1, 4), _INDEX_VJP
+        registered.log_normalizer_vjp.default, _EXACT_VJP, range(1, 4), _INDEX_VJP
     ),
 )
 register(
@@ -344,7 +343,7 @@ register(
     mapped_vjp(
         registered.gaussian_log_normalizer_vjp.default,
         _GAUSSIAN_VJP,
-        slice(1, 6),
+        range(1, 6),
         None,
     ),
 )
@@ -376,7 +375,7 @@ _transformable_log_normalizer_vjp = transformable(
     registered.log_normalizer_vjp.default,
     save_vjp,
     _log_normalizer_vjp_backward,
-    mapped_vjp(_complete_log_normalizer_vjp, _EXACT_VJP, slice(1, 4), _INDEX_VJP),
+    mapped_vjp(_complete_log_normalizer_vjp, _EXACT_VJP, range(1, 4), _INDEX_VJP),
 )
 _transformable_gaussian = transformable(
     registered.gaussian_log_normalizer.default,
@@ -388,5 +387,5 @@ _transformable_gaussian_vjp = transformable(
     registered.gaussian_log_normalizer_vjp.default,
     save_vjp,
     _gaussian_vjp_backward,
-    mapped_vjp(_complete_gaussian_vjp, _GAUSSIAN_VJP, slice(1, 6), None),
+    mapped_vjp(_complete_gaussian_vjp, _GAUSSIAN_VJP, range(1, 6), None),
 )
