@@ -277,7 +277,9 @@ def test_nan_reaches_what_attends_it(xp, where):
         expected = sq.linear_attention(
             q[at + 1 :], k[at + 1 :], v[at + 1 :], causal=True
         )
-        np.testing.assert_allclose(to_numpy(later)[at + 1 :], expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            to_numpy(later)[at + 1 :], expected, rtol=1e-12, atol=1e-14
+        )
 
 
 def test_invariances():

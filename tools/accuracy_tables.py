@@ -42,13 +42,13 @@ def scan_gradient(x: Any, grad: Any) -> Any:
     """Return Σ over i ≥ j of g_i exp(x_j - y_i) in long double."""
     x, grad = x.astype(Wide), grad.astype(Wide)
     top = np.maximum.accumulate(x)
-    y = np.full(len(x), -np.inf, Wide)
-    for i in range(len(x)):
-        if np.isfinite(top[i]):
-            y[i] = top[i] + np.log(np.exp(x[: i + 1] - top[i]).sum())
+    # Beside a reference: at 3e38 no type holds a logarithm of 2 in the sum.
+    sums = np.ones(len(x), Wide)
+    for i in np.flatnonzero(np.isfinite(top)):
+        sums[i] = np.exp(x[: i + 1] - top[i]).sum()
     out = np.zeros(len(x), Wide)
     for j in np.flatnonzero(np.isfinite(x)):
-        out[j] = (grad[j:] * np.exp(x[j] - y[j:])).sum()
+        out[j] = (grad[j:] * np.exp(x[j] - top[j:]) / sums[j:]).sum()
     return out
 
 
@@ -134,8 +134,10 @@ def attention_table() -> str:
     generator = np.random.default_rng(0)
     n, d_k, d_v = 300, 16, 8
     lines = [
-        "| scale of log q, log k | y | grad log q | grad log k | grad v "
-        "| y, published | grad log q, published | grad log k, published |",
+        (
+            "| scale of log q, log k | y | grad log q | grad log k | grad v "
+            "| y, published | grad log q, published | grad log k, published |"
+        ),
         "| --- |" + " --- |" * 7,
     ]
     for scale in (1.0, 4.0, 30.0, 1e3, 1e4):

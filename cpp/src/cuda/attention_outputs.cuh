@@ -47,7 +47,7 @@ struct row_sources {
 template <class T, int kFeatures>
 struct chunk_scales {
   using walk = feature_walk<kFeatures>;
-  static constexpr int kSteps = sizeof(T) == 8 ? 2 : 4;  // of tokens that are under way at once
+  static constexpr int kSteps = 4;  // tokens that are under way at once
 
   struct shared_memory {
     typename walk::table totals;
@@ -182,7 +182,7 @@ enum { kOutY, kOutLogZ };
 template <class T, bool kPlain>
 struct attention_outputs_kernel {
   static constexpr int kThreads = kAttentionThreads;
-  static constexpr int kBlocks = 2;
+  static constexpr int kBlocks = sizeof(T) == 8 && !kPlain ? 1 : 2;
   static constexpr int kFeatures = sizeof(T) == 8 ? 32 : 64;
   using scales = chunk_scales<T, kFeatures>;
   using walk = typename scales::walk;

@@ -376,9 +376,10 @@ SUBQUAD_DEVICE void each_source_key(const attention_inputs<T>& in, const chunk_t
 template <class T, bool kPlain>
 struct feature_gradients_kernel {
   static constexpr int kThreads = kAttentionThreads;
-  static constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;
+  static constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;  // sums in float64 take their registers
   static constexpr int kFeatures = 64;
   static constexpr int kDepth = 32;  // values at once
+  static constexpr int kStaged = 4;  // loads of a thread that are under way at once
   static constexpr int kStride = kDepth + 4;
   using scales = chunk_scales<T, kFeatures>;
   using walk = typename scales::walk;
@@ -550,7 +551,7 @@ struct feature_gradients_kernel {
   template <class Elements>
   static SUBQUAD_DEVICE void stage(T* to, int value, Elements&& elements) {
     const int across = block_thread() % kDepth;
-    SUBQUAD_UNROLL
+    SUBQUAD_UNROLL_BY(kStaged)
     for (int each = 0; each < kTokens * kDepth / kThreads; ++each) {
       const int row = block_thread() / kDepth + each * (kThreads / kDepth);
       to[row * kStride + across] = elements(row, value + across);
@@ -814,7 +815,7 @@ struct feature_gradients_kernel {
 template <class T, bool kPlain>
 struct value_gradients_kernel {
   static constexpr int kThreads = kAttentionThreads;
-  static constexpr int kBlocks = 2;
+  static constexpr int kBlocks = sizeof(T) == 8 && !kPlain ? 1 : 2;
   static constexpr int kFeatures = sizeof(T) == 8 ? 32 : 64;
   using scales = chunk_scales<T, kFeatures>;
   using walk = typename scales::walk;

@@ -216,8 +216,9 @@ def _sum_tangents(
     with_state: bool,
 ) -> list[Array]:
     del kept
+    x, log_sum, remainder, segments = inputs
     tangent, final = reference.logcumsumexp_jvp(
-        *inputs, axis, reverse, exclusive, *tangents
+        x, log_sum, remainder, segments, axis, reverse, exclusive, *tangents
     )
     return [tangent, final] if with_state else [tangent]
 
@@ -232,9 +233,9 @@ def _signed_tangents(
     exclusive: bool,
 ) -> list[Array]:
     del kept
-    return [
-        reference.signed_logcumsumexp_jvp(*inputs, axis, reverse, exclusive, *tangents)
-    ]
+    x, sign = inputs
+    jvp = reference.signed_logcumsumexp_jvp
+    return [jvp(x, sign, axis, reverse, exclusive, *tangents)]
 
 
 def _recurrence_tangents(
@@ -246,7 +247,9 @@ def _recurrence_tangents(
     reverse: bool,
 ) -> list[Array]:
     del kept
-    return [reference.log_linear_recurrence_jvp(*inputs, axis, reverse, *tangents)]
+    log_a, log_b, state, segments = inputs
+    jvp = reference.log_linear_recurrence_jvp
+    return [jvp(log_a, log_b, state, segments, axis, reverse, *tangents)]
 
 
 differentiate(
