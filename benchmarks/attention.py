@@ -325,10 +325,11 @@ def _decode_torch(states: int) -> Callable[[], Any]:
 def attention_step(options: Options) -> Iterable[Case]:
     """One token for a batch of 64 x 64 states: in the caches, and 64 MB of sums."""
     del options
-    # Every token of a stream is the same here: so is their mean.
-    check = lambda result: Check(  # noqa: E731
-        float(np.abs(result[0] - result[1]).max()), 1e-5
-    )
+
+    def check(result: Any) -> Check:
+        # Every token of a stream is the same here: so is their mean.
+        return Check(float(np.abs(result[0] - result[1]).max()), 1e-5)
+
     for states in (16, 4096):
         yield Case(
             f"{states} states",

@@ -29,7 +29,14 @@ from benchmarks.registry import (
     Skip,
 )
 
-MODULES = ("tile_product", "normalizers", "scans", "attention", "gpu")
+MODULES = (
+    "tile_product",
+    "normalizers",
+    "scans",
+    "attention",
+    "gpu",
+    "gpu_scans",
+)
 SCHEMA = 1
 # A timed block is at least this long, so that the clock does not show in tiny calls.
 BLOCK_SECONDS = 2e-3

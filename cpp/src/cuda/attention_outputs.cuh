@@ -603,10 +603,10 @@ void find_outputs(const attention_inputs<T>& in, const attention_states<T>& stat
   const std::int64_t chunks = in.query_chunks();
   const auto value_blocks = static_cast<int>(output_blocks(1, kTokens, out.y ? in.d_v : 0));
   const std::int64_t blocks = in.size * chunks * value_blocks;
-  launch(blocks, attention_outputs_kernel<T, false>{in, states, out, kept, chunks, value_blocks,
-                                                    undone});
-  launch(blocks, attention_outputs_kernel<T, true>{in, states, out, kept, chunks, value_blocks,
-                                                   undone});
+  launch(blocks,
+         attention_outputs_kernel<T, false>{in, states, out, kept, chunks, value_blocks, undone});
+  launch(blocks,
+         attention_outputs_kernel<T, true>{in, states, out, kept, chunks, value_blocks, undone});
 }
 
 }  // namespace subquad::cuda

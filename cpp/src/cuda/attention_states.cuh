@@ -82,9 +82,8 @@ SUBQUAD_DEVICE void write_chunk_product(const T* weights, const T* values, int t
   tile::clear(sums);
   add_product<T>(sums, {weights, 1, kStride}, {values, 1, kStride}, kTokens);
   bool all_finite = true;
-  each_sum<T>([&](int r, int c, int, int) {
-    all_finite = all_finite && fabs(sums(r, c)) < infinity<T>();
-  });
+  each_sum<T>(
+      [&](int r, int c, int, int) { all_finite = all_finite && fabs(sums(r, c)) < infinity<T>(); });
   if (__syncthreads_or(!all_finite)) {
     each_sum<T>([&](int r, int c, int row, int column) {
       T sum = 0;
@@ -152,8 +151,8 @@ struct key_sums_kernel {
     weigh(feature, value == 0, shared);
     __syncthreads();
     if (in.d_v == 0) return;
-    write_chunk_product(shared.weights, shared.values, tokens.keys, to.sums_at(batch, chunk), feature,
-                        value, in.d_k, in.d_v);
+    write_chunk_product(shared.weights, shared.values, tokens.keys, to.sums_at(batch, chunk),
+                        feature, value, in.d_k, in.d_v);
   }
 
   // Weights of the features from `first` on; writes what else there is of them.

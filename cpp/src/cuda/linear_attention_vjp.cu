@@ -36,22 +36,22 @@ struct attention_gradients {
   SUBQUAD_DEVICE bool has_final() const { return final_key_sums || final_value_sums; }
   SUBQUAD_DEVICE T final_key_sum(std::int64_t index, int row, int feature) const {
     if (!final_key_sums) return 0;
-    return final_key_sums.data[batch.offset(kGradFinalKeySums, index) +
-                               row * final_key_sums.row_stride +
-                               feature * final_key_sums.column_stride];
+    return final_key_sums
+        .data[batch.offset(kGradFinalKeySums, index) + row * final_key_sums.row_stride +
+              feature * final_key_sums.column_stride];
   }
   SUBQUAD_DEVICE T final_value_sum(std::int64_t index, int feature, int value) const {
     if (!final_value_sums) return 0;
-    return final_value_sums.data[batch.offset(kGradFinalValueSums, index) +
-                                 feature * final_value_sums.row_stride +
-                                 value * final_value_sums.column_stride];
+    return final_value_sums
+        .data[batch.offset(kGradFinalValueSums, index) + feature * final_value_sums.row_stride +
+              value * final_value_sums.column_stride];
   }
   // A matrix from the row `first` of a member of the batch on.
   template <class U>
   SUBQUAD_DEVICE matrix_view<U> at(const matrix_view<U>& matrix, int which, std::int64_t index,
                                    std::int64_t first) const {
-    return {matrix.data + batch.offset(which, index) + first * matrix.row_stride,
-            matrix.row_stride, matrix.column_stride};
+    return {matrix.data + batch.offset(which, index) + first * matrix.row_stride, matrix.row_stride,
+            matrix.column_stride};
   }
 };
 
@@ -92,8 +92,8 @@ struct reverse_workspace {
     center = workspace.take<T>(batch * d_v);
     rows.center = center;
     const std::int64_t tokens = std::max(n_q, n);
-    undone = workspace.take<int>(std::max(output_blocks(batch, tokens, d_v),
-                                          output_blocks(batch, tokens, d_k)));
+    undone = workspace.take<int>(
+        std::max(output_blocks(batch, tokens, d_v), output_blocks(batch, tokens, d_k)));
     bytes = workspace.size();
   }
   std::size_t bytes;
@@ -180,10 +180,10 @@ struct query_sums_kernel {
     const bool exists = feature < in.d_k;
     const bool attends_all = in.attended == reach::all;
     const chunk_states<T>& attended = of_later ? states.later : states.earlier;
-    const double scale =
-        exists ? attended.row_at(attended.scales, batch,
-                                 attends_all ? states.earlier.chunks : chunk)[feature]
-               : -infinity<double>();
+    const double scale = exists
+                             ? attended.row_at(attended.scales, batch,
+                                               attends_all ? states.earlier.chunks : chunk)[feature]
+                             : -infinity<double>();
     double decay = walk::decay_before(tokens, feature, in.d_k, shared.table);
     const int begin = of_later ? tokens.tail_begin : 0;
     const int end = attends_all || of_later ? kTokens : tokens.head_end;
@@ -198,8 +198,8 @@ struct query_sums_kernel {
               : -infinity<double>();
       T weight = 0;
       if (logarithm != -infinity<double>() && counts(row)) {
-        weight = weight_of<T>(logarithm - rows.scales[first_row + row]) /
-                 rows.sums[first_row + row];
+        weight =
+            weight_of<T>(logarithm - rows.scales[first_row + row]) / rows.sums[first_row + row];
         total = fma(weight, rows.products[first_row + row], total);
       }
       shared.weights[row * kStride + walk::feature()] = weight;
@@ -249,10 +249,9 @@ struct key_sources : row_sources<T> {
     const auto add = [&](const chunk_states<T>& from, std::int64_t slot,
                          const chunk_states<T>& scaled, std::int64_t scaled_slot, int begin,
                          int end) {
-      this->of[this->count++] = {from.sums_at(tokens.batch, slot),
-                                 from.row_at(from.column, tokens.batch, slot),
-                                 scaled.row_at(scaled.scales, tokens.batch, scaled_slot), begin,
-                                 end};
+      this->of[this->count++] = {
+          from.sums_at(tokens.batch, slot), from.row_at(from.column, tokens.batch, slot),
+          scaled.row_at(scaled.scales, tokens.batch, scaled_slot), begin, end};
     };
     const std::int64_t chunks = states.earlier.chunks;
     if (in.attended == reach::all) {
@@ -355,8 +354,8 @@ SUBQUAD_DEVICE void each_source_key(const attention_inputs<T>& in, const chunk_t
   for (int i = Walk::kRows - 1; i >= 0; --i) {
     const int row = Walk::row(i);
     const bool is_in = row >= source.begin && row < source.end;
-    body(i, row, is_in ? decayed(key_at(tokens, row, feature, in.d_k), after)
-                       : -infinity<double>());
+    body(i, row,
+         is_in ? decayed(key_at(tokens, row, feature, in.d_k), after) : -infinity<double>());
     after = decayed(after, Walk::decay_at(tokens, row, feature, in.d_k));
   }
 }
@@ -393,7 +392,7 @@ struct feature_gradients_kernel {
     T key_sums[kFeatures * kStride];
   };
   struct products {
-    T pairs[kTokens * kRowStride];           // dW, then grad_log_q - grad_log_k
+    T pairs[kTokens * kRowStride];          // dW, then grad_log_q - grad_log_k
     T weights[kTokens * kColumnStride<T>];  // of keys, then of rows
   };
   struct shared_memory {
@@ -528,8 +527,8 @@ struct feature_gradients_kernel {
       const T row_weight = to.weights[token * kColumnStride<T> + feature];
       rows(r, c) = row_weight == T(0) ? T(0) : rows(r, c) * row_weight;
       keys(r, c) = key_weights(r, c) == T(0) ? T(0) : keys(r, c) * key_weights(r, c);
-      all_finite = all_finite && fabs(rows(r, c)) < infinity<T>() &&
-                   fabs(keys(r, c)) < infinity<T>();
+      all_finite =
+          all_finite && fabs(rows(r, c)) < infinity<T>() && fabs(keys(r, c)) < infinity<T>();
     });
     if (__syncthreads_or(!all_finite)) return false;
     each_sum<T>([&](int r, int c, int token, int feature) {
@@ -574,8 +573,7 @@ struct feature_gradients_kernel {
       const double scale = has_rows && exists ? of_rows.scales[feature] : -infinity<double>();
       const T factor = scale == -infinity<double>() ? T(0) : weight_of<T>(scale - found.top);
       shared.row_factor[walk::feature()] = factor;
-      shared.row_column[walk::feature()] =
-          factor == T(0) ? T(0) : factor * of_rows.column[feature];
+      shared.row_column[walk::feature()] = factor == T(0) ? T(0) : factor * of_rows.column[feature];
     }
     if (walk::group() == walk::kGroups - 1) {
       const double scale = has_keys && exists ? of_keys.scales[feature] : -infinity<double>();
@@ -584,8 +582,7 @@ struct feature_gradients_kernel {
                      [&](int, int, double of_row) { decay = of_row; });
       const T factor = key_source_factor<T>(scale, decay, found.top);
       shared.key_factor[walk::feature()] = factor;
-      shared.key_column[walk::feature()] =
-          factor == T(0) ? T(0) : factor * of_keys.column[feature];
+      shared.key_column[walk::feature()] = factor == T(0) ? T(0) : factor * of_keys.column[feature];
     }
   }
 
@@ -774,9 +771,8 @@ struct feature_gradients_kernel {
       if (forgets(row)) sum = 0;
       if (row >= tokens.keys) continue;
       const bool is_last_run = ends_here && row >= tokens.tail_begin;
-      of.grads.at(of.grads.log_decay, kGradLogDecay, tokens.batch,
-                  tokens.chunk * kTokens + row)(0, feature) =
-          static_cast<T>(is_last_run ? sum + of_sum : sum);
+      of.grads.at(of.grads.log_decay, kGradLogDecay, tokens.batch, tokens.chunk * kTokens + row)(
+          0, feature) = static_cast<T>(is_last_run ? sum + of_sum : sum);
     }
   }
 
@@ -791,8 +787,8 @@ struct feature_gradients_kernel {
     if (feature < of.in.d_k && shared.of.keys.count > 0 &&
         state.row_at(state.scales, tokens.batch, after)[feature] != -infinity<double>()) {
       const row_source<T>& source = shared.of.keys.of[0];
-      const T* values = state.sums_at(tokens.batch, after) +
-                        static_cast<std::int64_t>(feature) * of.in.d_v;
+      const T* values =
+          state.sums_at(tokens.batch, after) + static_cast<std::int64_t>(feature) * of.in.d_v;
       const T* grads = source.sums + static_cast<std::int64_t>(feature) * of.in.d_v;
       for (int v = block_thread() % kLanes; v < of.in.d_v; v += kLanes) {
         if (grads[v] != T(0)) {
@@ -905,7 +901,8 @@ struct value_gradients_kernel {
             shared.values[f * kColumnStride<T> + across] =
                 factor != T(0) && value + across < in.d_v
                     ? factor *
-                          source.sums[static_cast<std::int64_t>(first + f) * in.d_v + value + across]
+                          source
+                              .sums[static_cast<std::int64_t>(first + f) * in.d_v + value + across]
                     : T(0);
           }
           __syncthreads();
@@ -939,9 +936,8 @@ struct value_gradients_kernel {
       all_finite = all_finite && fabs(sums(r, c)) < infinity<T>();
     });
     if (__syncthreads_or(!all_finite)) return false;
-    each_sum<T>([&](int r, int c, int key, int column) {
-      write(key, value + column, sums(r, c), shared);
-    });
+    each_sum<T>(
+        [&](int r, int c, int key, int column) { write(key, value + column, sums(r, c), shared); });
     return true;
   }
 
@@ -951,8 +947,7 @@ struct value_gradients_kernel {
     SUBQUAD_UNROLL
     for (int each = 0; each < kTokens * kValues / kThreads; ++each) {
       const int row = block_thread() / kValues + each * (kThreads / kValues);
-      shared.values[row * kColumnStride<T> + across] =
-          here.grad_at(row, value + across, of.in.d_v);
+      shared.values[row * kColumnStride<T> + across] = here.grad_at(row, value + across, of.in.d_v);
     }
   }
 
@@ -987,8 +982,8 @@ struct value_gradients_kernel {
             sums, features, [&](int key, int f) { return shared.keys()[key * kStride + f]; },
             [&](int f, int column) {
               return value + column < in.d_v
-                         ? source.sums[static_cast<std::int64_t>(first + f) * in.d_v + value +
-                                       column]
+                         ? source
+                               .sums[static_cast<std::int64_t>(first + f) * in.d_v + value + column]
                          : T(0);
             });
         __syncthreads();
@@ -1030,15 +1025,15 @@ struct state_gradients_kernel {
 
   SUBQUAD_DEVICE void operator()(shared_memory&) const {
     const std::int64_t batch = blockIdx.x / feature_blocks;
-    const int feature = static_cast<int>(blockIdx.x % feature_blocks) * (kThreads / kWarp) +
-                        block_thread() / kWarp;
+    const int feature =
+        static_cast<int>(blockIdx.x % feature_blocks) * (kThreads / kWarp) + block_thread() / kWarp;
     const attention_inputs<T>& in = of.in;
     if (feature >= in.d_k) return;
     const chunk_states<T>& from = of.reverse.after;
-    const T* keys = in.key_sums.data + in.batch.offset(kKeySums, batch) +
-                    feature * in.key_sums.column_stride;
-    const double scale = static_cast<double>(keys[0]) +
-                         static_cast<double>(keys[in.key_sums.row_stride]);
+    const T* keys =
+        in.key_sums.data + in.batch.offset(kKeySums, batch) + feature * in.key_sums.column_stride;
+    const double scale =
+        static_cast<double>(keys[0]) + static_cast<double>(keys[in.key_sums.row_stride]);
     T factor = keys[0] == -infinity<T>() ? T(0) : T(1);
     if (in.attended == reach::all && factor != T(0)) {
       const chunk_states<T>& state = of.states.earlier;
@@ -1088,8 +1083,12 @@ void scan_gradients(const attention_inputs<T>& in, const reverse_workspace<T>& k
                               value_blocks});
   const bool keeps_all = in.attended != reach::all;
   const scan_sums_kernel<T, gradient_ends<T>> scan{
-      to,    of_later, keeps_all,
-      false, keeps_all, in.size,
+      to,
+      of_later,
+      keeps_all,
+      false,
+      keeps_all,
+      in.size,
       {grads, kept.center, !of_later && (grads.final_key_sums || grads.final_value_sums)}};
   launch(scan.blocks(), scan);
 }

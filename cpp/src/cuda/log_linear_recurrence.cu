@@ -117,9 +117,9 @@ struct recurrence {
 // out_t = log h_t, h_t = e^(log_a_t) h_{t-1} + e^(log_b_t). Nothing aliases. Decays and references
 // add up in float64; powers and merges err as those of logcumsumexp.
 template <class T>
-struct recurrence_task : recurrence<T, 4, kScanSteps<T>> {
+struct recurrence_task : recurrence<T, 4, kFewScanSteps<T>> {
   enum { kA, kB, kOut, kState, kArrays };
-  using base = recurrence<T, kArrays, kScanSteps<T>>;
+  using base = recurrence<T, kArrays, kFewScanSteps<T>>;
   using base::kSteps;
   using typename base::state;
   static constexpr int kInputs = 2;
@@ -185,9 +185,9 @@ struct affine {
 // The factor of all steps of a thread is the ratio of the states before and after them, and not the
 // product of its p: rounding does not add up over the length of a lane.
 template <class T>
-struct recurrence_vjp_task : recurrence<T, 7, kReverseScanSteps<T>> {
+struct recurrence_vjp_task : recurrence<T, 7, kFewScanSteps<T>> {
   enum { kA, kB, kGrad, kGradA, kGradB, kState, kGradState, kArrays };
-  using base = recurrence<T, kArrays, kReverseScanSteps<T>>;
+  using base = recurrence<T, kArrays, kFewScanSteps<T>>;
   using base::kSteps;
   using typename base::state;
   using adjoint = affine;

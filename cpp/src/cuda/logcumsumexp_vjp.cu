@@ -12,8 +12,8 @@ enum { kX, kGrad, kGradX, kLogSum, kRemainder, kGradFinal, kGradLogSum, kArrays 
 // grad_i / s_i backwards, over references that are elements: nothing overflows, and a gradient does
 // not see by how much all elements are shifted. Nothing aliases.
 template <class T>
-struct logcumsumexp_vjp_task : log_sums<T, kArrays, kReverseScanSteps<T>> {
-  using base = log_sums<T, kArrays, kReverseScanSteps<T>>;
+struct logcumsumexp_vjp_task : log_sums<T, kArrays, kFewScanSteps<T>> {
+  using base = log_sums<T, kArrays, kFewScanSteps<T>>;
   using base::kSteps;
   using typename base::state;
   using adjoint = of_runs<scaled_sum<T>>;

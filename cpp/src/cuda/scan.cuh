@@ -22,11 +22,12 @@
 namespace subquad::cuda {
 
 inline constexpr int kScanThreads = 256;
-// Of an array: as many as leave registers for what a scan, or its reverse, makes of them.
+// What a thread takes of an array: as much as leaves registers for what is made of it, less where
+// there are several arrays.
 template <class T>
 inline constexpr int kScanSteps = 64 / static_cast<int>(sizeof(T));
 template <class T>
-inline constexpr int kReverseScanSteps = 32 / static_cast<int>(sizeof(T));
+inline constexpr int kFewScanSteps = 32 / static_cast<int>(sizeof(T));
 inline constexpr std::uint32_t kWholeWarp = 0xffffffffu;
 
 // ---- how a scan is cut -------------------------------------------------------------------------

@@ -36,11 +36,11 @@ SUBQUAD_DEVICE double log_of_size(double sum) {
   return exponent * kLn2<double> + static_cast<double>(log(static_cast<float>(rest)));
 }
 
-template <class T, int kArrays>
+template <class T, int kArrays, int kStepsOfThread>
 struct signed_sums {
   using element = T;
   using state = signed_sum;
-  static constexpr int kSteps = 8;
+  static constexpr int kSteps = kStepsOfThread;
   static constexpr int kBlocks = 2;
 
   scanned<const T> x;
@@ -63,9 +63,9 @@ struct signed_sums {
 // out_i = log |s_i| and out_sign_i the sign of s_i, s_i = sum_{j <= i} sign_j e^x_j, or j < i.
 // Nothing aliases. Sums err by a few units of float64 of the largest prefix of a tile.
 template <class T>
-struct signed_task : signed_sums<T, 4> {
+struct signed_task : signed_sums<T, 4, 8> {
   enum { kX, kSign, kOut, kOutSign, kArrays };
-  using base = signed_sums<T, kArrays>;
+  using base = signed_sums<T, kArrays, 8>;
   using base::kSteps;
   using typename base::state;
   static constexpr int kInputs = 2;
@@ -113,9 +113,9 @@ struct signed_task : signed_sums<T, 4> {
 // grad_x_j = sign_j G_j, grad_sign_j = G_j. NaN where such a sum is not finite, unless its gradient
 // is 0. Nothing aliases.
 template <class T>
-struct signed_vjp_task : signed_sums<T, 5> {
+struct signed_vjp_task : signed_sums<T, 5, kFewScanSteps<T>> {
   enum { kX, kSign, kGrad, kGradX, kGradSign, kArrays };
-  using base = signed_sums<T, kArrays>;
+  using base = signed_sums<T, kArrays, kFewScanSteps<T>>;
   using base::kSteps;
   using typename base::state;
   using adjoint = signed_sum;
@@ -125,8 +125,8 @@ struct signed_vjp_task : signed_sums<T, 5> {
     T sign[kSteps];  // then grad_sign
     T grad[kSteps];
     double share[kSteps];
-    double reference[kSteps];
-    double before;  // the reference before the steps
+    T reference[kSteps];  // an element, or -inf for an empty sum
+    T before;             // the reference before the steps
   };
 
   scanned<const T> grad;
@@ -160,26 +160,33 @@ struct signed_vjp_task : signed_sums<T, 5> {
 
   SUBQUAD_DEVICE void relate(steps& each, const state& before, const state&, const state&) const {
     running_signed_sum running(before);
-    each.before = running.reference;
+    each.before = held(running.reference);
     SUBQUAD_UNROLL
     for (int j = 0; j < kSteps; ++j) {
       running_signed_sum counted = running;
       running.add_weighted(static_cast<double>(each.x[j]), static_cast<double>(each.sign[j]));
       if (!this->exclusive) counted = running;
       each.share[j] = counted.share(static_cast<double>(each.grad[j]));
-      each.reference[j] = running.reference;
+      each.reference[j] = held(running.reference);
     }
+  }
+
+  static SUBQUAD_DEVICE T held(double reference) {
+    return reference == kLowest<double> ? -infinity<T>() : static_cast<T>(reference);
+  }
+  static SUBQUAD_DEVICE double reference_of(T element) {
+    return element == -infinity<T>() ? kLowest<double> : static_cast<double>(element);
   }
 
   // Goes back over the steps, with `use(j, shares of the sums that hold j)`.
   template <class F>
   SUBQUAD_DEVICE void go_back(const steps& each, running_adjoint<double>& running, F&& use) const {
-    running.move(each.reference[kSteps - 1]);
+    running.move(reference_of(each.reference[kSteps - 1]));
     SUBQUAD_UNROLL
     for (int j = kSteps - 1; j >= 0; --j) {
       if (!this->exclusive) running.sum += each.share[j];
       use(j);
-      running.move(j > 0 ? each.reference[j - 1] : each.before);
+      running.move(reference_of(j > 0 ? each.reference[j - 1] : each.before));
       if (this->exclusive) running.sum += each.share[j];
     }
   }

@@ -299,6 +299,16 @@ SUBQUAD_INLINE void add(double& sum, T& low, double value) {
   sum = total;
 }
 
+// Leaves in low no more than half an ulp of sum.
+template <class T>
+SUBQUAD_INLINE void settle(double& sum, T& low) {
+  if constexpr (sizeof(T) == 8) {
+    const double settled = sum + low;
+    low -= settled - sum;
+    sum = settled;
+  }
+}
+
 template <class T>
 SUBQUAD_INLINE double total(double sum, T low) {
   return sizeof(T) == 8 ? sum + static_cast<double>(low) : sum;  // of float nothing is low
@@ -349,6 +359,7 @@ void merge(scan_state<T>* state, const scan_state<T>* next, std::int64_t width) 
       a.low = static_cast<T>(static_cast<double>(a.low) * state_scale[l] +
                              static_cast<double>(b.low) * next_scale[l]);
       add<T>(a.sum, a.low, b.sum * next_scale[l]);
+      settle<T>(a.sum, a.low);
     }
   }
 }
@@ -402,6 +413,7 @@ SUBQUAD_INLINE bool scan_near(const T* x, T* out, std::int64_t vectors, scan_sta
   }
   if (!(sum - state.sum <= kLargestSum)) return false;
   if constexpr (kWrite) add_logs<T>(out, out, lanes<T>, vectors, broadcast(to.reference));
+  settle<T>(sum, low);
   state.sum = sum;
   state.low = low;
   return true;
@@ -445,6 +457,7 @@ SUBQUAD_INLINE void advance(scan_state<T>& state, T reference, T product, T sum)
   state.sum *= static_cast<double>(product);
   state.low *= product;
   add<T>(state.sum, state.low, static_cast<double>(sum));
+  settle<T>(state.sum, state.low);
   state.reference = reference;
 }
 
@@ -858,6 +871,7 @@ SUBQUAD_INLINE void add(lane_states<T>& states, vec<T> values) {
   store<T>(value, values);
   for (int l = 0; l < lanes<T>; ++l) {
     add<T>(states.sum[l], states.low[l], static_cast<double>(value[l]));
+    settle<T>(states.sum[l], states.low[l]);
   }
 }
 

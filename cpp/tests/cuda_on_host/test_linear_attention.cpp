@@ -206,7 +206,7 @@ form sized(std::int64_t n, std::int64_t d_k, std::int64_t d_v, bool causal = tru
 
 template <class T>
 void check_sizes() {
-  for (const std::int64_t n : {0, 1, 63, 64, 65, 150}) {
+  for (const std::int64_t n : {0, 1, 64, 65, 150}) {
     check<T>(sized(n, 5, 3));
     check<T>(sized(n, 5, 3, false));
   }
@@ -231,13 +231,12 @@ void check_sizes() {
 template <class T>
 void check_scales() {
   for (const bool causal : {true, false}) {
-    for (const double scale : {0.1, 4.0, 30.0, 1e3, 1e4}) {
-      form f = sized(130, 9, 4, causal);
+    for (const double scale : {0.1, 4.0, 30.0, 1e4}) {
+      form f = sized(75, 9, 4, causal);
       f.scale = scale;
       check<T>(f);
       f.has_state = true;
       f.kept = 0.8;
-      check<T>(f);
       f.run = 50;
       check<T>(f);
     }
@@ -245,22 +244,21 @@ void check_scales() {
 }
 
 template <class T>
-void check_options() {
+void check_options(int step) {
   for (const bool causal : {true, false}) {
-    for (int options = 0; options < 8; ++options) {
-      form f = sized(140, 6, 5, causal);
+    for (int options = 0; options < 8; options += step) {
+      form f = sized(100, 6, 5, causal);
       f.kept = options & 1 ? 0.5 : 1;
       f.has_state = options & 2;
       f.run = options & 4 ? 11 : 0;
       f.empty_is_nan = options & 1;
       check<T>(f);
-      f.run = options & 4 ? 120 : 0;
+      if (options & 4) f.run = 80;
+      f.decay = causal ? 0.05 : -1;
       check<T>(f);
       if (!causal) continue;
-      for (const double decay : {0.05, 2.0, 40.0}) {
-        f.decay = decay;
-        check<T>(f);
-      }
+      f.decay = options & 1 ? 2 : 40;
+      check<T>(f);
     }
   }
 }
@@ -298,7 +296,7 @@ void check_layouts() {
 
 template <class T>
 void check_absent_outputs() {
-  form f = sized(80, 5, 3);
+  form f = sized(66, 3, 2);
   f.has_state = true;
   f.run = 30;
   for (const bool causal : {true, false}) {
@@ -313,9 +311,9 @@ void check_absent_outputs() {
 // Sub-ranges of a ramp reach any height above what earlier rows attend.
 template <class T>
 void check_ramps() {
-  for (const double slope : {3.0, 31.0, -31.0, 1000.0}) {
+  for (const double slope : {3.0, -31.0, 1000.0}) {
     for (const bool has_state : {false, true}) {
-      form f = sized(130, 4, 3);
+      form f = sized(80, 4, 3);
       f.has_state = has_state;
       f.decay = has_state ? 0.1 : -1;
       const problem<T> p(f);
@@ -509,7 +507,7 @@ template <class T>
 void check_all() {
   check_sizes<T>();
   check_scales<T>();
-  check_options<T>();
+  check_options<T>(sizeof(T) == 8 ? 3 : 1);
   check_layouts<T>();
   check_absent_outputs<T>();
   check_ramps<T>();
@@ -529,8 +527,8 @@ int main() {
         check_errors();
       },
       [] {
-        check_options<float>();
-        check_ramps<float>();
+        check_options<float>(3);
+        check<float>(sized(130, 5, 3, false));
       });
   std::printf("worst: float32 %.3g, float64 %.3g\n", worst_seen[0], worst_seen[1]);
   return checks::status();

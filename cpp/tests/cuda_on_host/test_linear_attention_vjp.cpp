@@ -73,8 +73,7 @@ struct truths {
 };
 
 template <class T>
-truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& which,
-                  const shape& b) {
+truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& which, const shape& b) {
   const form& f = p.of;
   const truth<T> one(p, b);
   const auto at = [](std::int64_t i) { return static_cast<std::size_t>(i); };
@@ -127,9 +126,9 @@ truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& whic
         gradient += grad(c) * difference;
         // y is given rounded.
         const number of_y = sizes[at(c)] + std::abs(y[at(c)]) * (f.value_offset > 0 ? 0.01L : 0);
-        size += std::abs(grad(c)) *
-                (std::abs(one.value_of(each, c) - one.mass(each) * f.value_offset) +
-                 one.mass(each) * of_y);
+        size +=
+            std::abs(grad(c)) * (std::abs(one.value_of(each, c) - one.mass(each) * f.value_offset) +
+                                 one.mass(each) * of_y);
         of_sum -= grad(c) * y[at(c)];
         of_sum_size += std::abs(grad(c)) * (of_y + std::abs(f.value_offset));
         if (each.key >= 0) {
@@ -173,9 +172,8 @@ truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& whic
         }
       }
       if (each.key < 0) {
-        to.key_sums[at(2 * f.d_k + r)].add(weight * of_key_sum(2),
-                                           weight * (std::abs(of_key_sum(2)) + of_centre),
-                                           std::abs(top));
+        to.key_sums[at(2 * f.d_k + r)].add(
+            weight * of_key_sum(2), weight * (std::abs(of_key_sum(2)) + of_centre), std::abs(top));
       }
       add(each, f.n - 1, weight * gradient, weight * size, std::abs(top));
     }
@@ -200,9 +198,9 @@ void run(const problem<T>& p, const gradients<T>& g, const wanted& which) {
   const form& f = p.of;
   const std::int64_t n_q = which.log_q ? f.n_q : 0;
   const std::int64_t size = product(f.batch);
-  const array_view views[] = {p.log_k.view(),    p.v.view(),        p.log_q.view(),
-                              p.log_decay.view(), p.key_mask.view(), p.segments.view(),
-                              p.key_sums.view(), p.value_sums.view()};
+  const array_view views[] = {p.log_k.view(),     p.v.view(),         p.log_q.view(),
+                              p.log_decay.view(), p.key_mask.view(),  p.segments.view(),
+                              p.key_sums.view(),  p.value_sums.view()};
   const array_view given[] = {g.y.view(), g.of_y.view(), g.of_log_z.view(), g.of_key_sums.view(),
                               g.of_value_sums.view()};
   const array_view found[] = {g.log_k.view(),     g.v.view(),        g.log_q.view(),
@@ -325,7 +323,7 @@ form sized(std::int64_t n, std::int64_t d_k, std::int64_t d_v, bool causal = tru
 
 template <class T>
 void check_sizes() {
-  for (const std::int64_t n : {0, 1, 63, 64, 65, 150}) {
+  for (const std::int64_t n : {0, 1, 64, 150}) {
     check<T>(sized(n, 5, 3));
     check<T>(sized(n, 5, 3, false));
   }
@@ -351,41 +349,39 @@ void check_sizes() {
 template <class T>
 void check_scales() {
   for (const bool causal : {true, false}) {
-    for (const double scale : {0.1, 4.0, 30.0, 1e3, 1e4}) {
-      form f = sized(100, 9, 4, causal);
+    for (const double scale : {0.1, 4.0, 30.0, 1e4}) {
+      form f = sized(70, 5, 4, causal);
       f.scale = scale;
-      check<T>(f);
-      f.has_state = true;
-      f.kept = 0.8;
-      f.run = 50;
+      f.has_state = scale > 1;
+      f.kept = scale < 20 ? 1 : 0.8;
       check<T>(f);
     }
   }
 }
 
 template <class T>
-void check_options() {
+void check_options(int step) {
   for (const bool causal : {true, false}) {
-    for (int options = 0; options < 8; ++options) {
-      form f = sized(135, 6, 5, causal);
+    for (int options = 0; options < 8; options += step) {
+      form f = sized(options & 4 ? 135 : 70, 6, 5, causal);
       f.kept = options & 1 ? 0.5 : 1;
       f.has_state = options & 2;
       f.run = options & 4 ? 11 : 0;
-      check<T>(f);
-      f.run = options & 4 ? 100 : 0;
+      if (options & 1) check<T>(f);
+      if (options & 4) f.run = 80;
+      f.decay = causal ? 0.05 : -1;
       check<T>(f);
       if (!causal) continue;
-      for (const double decay : {0.05, 2.0, 40.0}) {
-        f.decay = decay;
-        check<T>(f);
-      }
+      f.decay = options & 1 ? 2 : 40;
+      check<T>(f);
     }
   }
 }
 
 template <class T>
 void check_layouts() {
-  for (const layout how : {layout::transposed, layout::spread, layout::reversed, layout::unaligned}) {
+  for (const layout how :
+       {layout::transposed, layout::spread, layout::reversed, layout::unaligned}) {
     form f = sized(67, 7, 5);
     f.inputs = f.outputs = how;
     f.batch = {2, 3};
@@ -408,14 +404,14 @@ void check_layouts() {
 
 template <class T>
 void check_absent() {
-  form f = sized(80, 5, 3);
+  form f = sized(66, 3, 2);
   f.has_state = true;
   f.decay = 0.1;
   for (const bool causal : {true, false}) {
     f.causal = causal;
     f.run = causal ? 30 : 0;
     if (!causal) f.decay = -1;
-    for (int given = 0; given < 16; ++given) {
+    for (int given = causal ? 0 : 1; given < 16; given += causal ? 1 : 4) {
       check<T>(f, {(given & 1) != 0, (given & 2) != 0, (given & 4) != 0, (given & 8) != 0, true,
                    1 << given % 6});
     }
@@ -425,9 +421,9 @@ void check_absent() {
 
 template <class T>
 void check_ramps() {
-  for (const double slope : {3.0, 31.0, -31.0, 1000.0}) {
+  for (const double slope : {3.0, -31.0, 1000.0}) {
     for (const bool has_state : {false, true}) {
-      form f = sized(100, 4, 3);
+      form f = sized(66, 4, 3);
       f.has_state = has_state;
       f.decay = has_state ? 0.1 : -1;
       const problem<T> p(f);
@@ -469,14 +465,9 @@ void check_nothing() {
       if (at[0] == 50) e = nan;
     });
     run(p, g, {});
-    for (const strided_array<T>* each :
-         {&g.log_k, &g.v, &g.log_q}) {
+    for (const strided_array<T>* each : {&g.log_k, &g.v, &g.log_q}) {
       each->each([&](T& e, const shape&) { SUBQUAD_CHECK(std::isfinite(e)); });
     }
-    g.of_log_z.each([&](T& e, const shape& at) {
-      if (at[0] == 50) e = 0;
-    });
-    const gradients<T> again(p.of);
     p.v.each([&](T& e, const shape&) {
       if (std::isnan(e)) e = 0;
     });
@@ -543,7 +534,7 @@ template <class T>
 void check_all() {
   check_sizes<T>();
   check_scales<T>();
-  check_options<T>();
+  check_options<T>(sizeof(T) == 8 ? 3 : 1);
   check_layouts<T>();
   check_absent<T>();
   check_ramps<T>();
@@ -561,7 +552,7 @@ int main() {
         check_all<float>();
         check_all<double>();
       },
-      [] { check_options<float>(); });
+      [] { check_options<float>(3); });
   std::printf("worst: float32 %.3g, float64 %.3g\n", worst_seen[0], worst_seen[1]);
   return checks::status();
 }

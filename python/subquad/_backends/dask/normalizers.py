@@ -1,8 +1,7 @@
-"""The primitives for Dask arrays: graphs of blocks, joined by merges.
+"""Normalizers of Dask arrays: graphs of blocks, joined by trees.
 
 Nothing is computed here but by `fit`. Features and components stay whole; rows, keys
-and batches may be cut anywhere. Every task runs the backend of its blocks on one
-thread: Dask decides how many tasks run at a time.
+and batches may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -11,10 +10,8 @@ import functools
 import itertools
 import math
 import operator
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import dask
 import dask.array as da
@@ -22,46 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from subquad import _dispatch
-
-Array: TypeAlias = Any
-Index: TypeAlias = tuple[str, ...]
-
-# Partial results that one task joins.
-_FAN_IN = 8
-
-
-class _OneThread:
-    """Keep the kernels on one thread while any task runs.
-
-    The number of threads belongs to the process, and tasks of the threaded scheduler
-    overlap: the first to enter remembers it, and the last to leave restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running = 0
-        self._before = 1
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        from subquad import _core
-
-        with self._lock:
-            if self._running == 0:
-                self._before = _core.get_num_threads()
-                _core.set_num_threads(1)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if self._running == 0:
-                    _core.set_num_threads(self._before)
-
-
-one_thread = _OneThread()
-
+from subquad._backends.dask.common import (
+    FAN_IN,
+    Array,
+    Index,
+    aligned,
+    as_dask,
+    blockwise,
+    one_thread,
+    sum_to,
+)
 
 # -------- exact normalizer
 
@@ -74,7 +41,7 @@ def log_normalizer(
     Each chunk of rows meets each chunk of keys; a tree adds the logarithms.
     """
     inputs, batch = _pairs(x, y, log_weights, excluded, None, None)
-    partial = _blockwise(
+    partial = blockwise(
         functools.partial(_log_normalizer_block, dtype=x.dtype),
         (*batch, "n", "m"),
         inputs,
@@ -104,7 +71,7 @@ def _log_sum_exp(partial: Array) -> Array:
         aggregate=_log_sum_exp_block,
         axis=partial.ndim - 1,
         dtype=partial.dtype,
-        split_every=_FAN_IN,
+        split_every=FAN_IN,
         meta=np.empty((0,) * (partial.ndim - 1), dtype=partial.dtype),
     )
 
@@ -137,7 +104,7 @@ def log_normalizer_vjp(
     dtype = x.dtype
     wanted = (needs[0], needs[1], needs[2] and log_weights is not None)
     # One value per pair of chunks: a tuple of what is wanted.
-    pairs = _blockwise(
+    pairs = blockwise(
         functools.partial(_log_normalizer_vjp_block, needs=wanted),
         (*batch, "n", "m"),
         inputs,
@@ -165,7 +132,7 @@ def log_normalizer_vjp(
             new_axes={"d": d} if features else None,
             align_arrays=False,
         )
-        results.append(_sum_to(part.sum(axis=-1, split_every=_FAN_IN), of.shape))
+        results.append(sum_to(part.sum(axis=-1, split_every=FAN_IN), of.shape))
     return results[0], results[1], results[2]
 
 
@@ -235,7 +202,7 @@ def _pairs(
     def indexed(a: Array | None, core: Index) -> tuple[Array | None, Index]:
         if a is None:
             return None, ()
-        return _as_dask(a), (*batch[rank - (a.ndim - len(core)) :], *core)
+        return as_dask(a), (*batch[rank - (a.ndim - len(core)) :], *core)
 
     inputs = [
         indexed(x, ("n", "d")),
@@ -245,10 +212,10 @@ def _pairs(
     ]
     if grad is not None:
         inputs += [indexed(grad, ("n",)), indexed(log_z, ("n",))]
-    aligned = _aligned(inputs)
+    aligned = aligned(inputs)
     starts: Array | None = None
     if excluded is not None:
-        sizes = _as_dask(aligned[1][0]).chunks[-2]
+        sizes = as_dask(aligned[1][0]).chunks[-2]
         if math.isnan(sum(sizes)):
             message = (
                 "y has chunks of unknown size, so that self_index cannot be found in "
@@ -260,83 +227,6 @@ def _pairs(
         4, (None if starts is None else da.from_array(starts, chunks=1), ("m",))
     )
     return aligned, batch
-
-
-def _aligned(
-    inputs: list[tuple[Array | None, Index]],
-) -> list[tuple[Array | None, Index]]:
-    """Cut arrays alike: features stay whole, the rest follows the first that has it."""
-    chunks: dict[str, tuple[Any, ...]] = {}
-    for a, index in inputs:
-        if a is None:
-            continue
-        for name, pieces in zip(index, a.chunks, strict=True):
-            if name == "d":
-                chunks[name] = (sum(pieces),)
-            elif name not in chunks or chunks[name] == (1,):
-                chunks[name] = pieces
-    return [(_cut(a, index, chunks), index) for a, index in inputs]
-
-
-def _cut(
-    a: Array | None, index: Index, chunks: dict[str, tuple[Any, ...]]
-) -> Array | None:
-    """Cut an array as the chunks of its indices say, repeating batch axes of size 1."""
-    if a is None:
-        return None
-    shape = tuple(
-        sum(chunks[name]) if name.startswith("b") and size == 1 else size
-        for name, size in zip(index, a.shape, strict=True)
-    )
-    if shape != a.shape:
-        a = da.broadcast_to(a, shape)
-    wanted = {
-        axis: chunks[name]
-        for axis, name in enumerate(index)
-        # Sizes not known yet are NaN, which no rechunking can meet.
-        if a.chunks[axis] != chunks[name] and not math.isnan(sum(chunks[name]))
-    }
-    return a.rechunk(wanted) if wanted else a
-
-
-def _blockwise(
-    function: Callable[..., Any],
-    out: Index,
-    inputs: list[tuple[Array | None, Index]],
-    dtype: Any,
-    **options: Any,
-) -> Array:
-    """Call da.blockwise with arguments of which some are None."""
-    arguments: list[Any] = []
-    for array, index in inputs:
-        arguments += [array, None if array is None else index]
-    return da.blockwise(
-        function,
-        out,
-        *arguments,
-        dtype=dtype,
-        meta=np.empty((0,) * len(out), dtype=dtype),
-        concatenate=True,
-        align_arrays=False,
-        **options,
-    )
-
-
-def _as_dask(array: Array) -> Array:
-    if isinstance(array, da.Array):
-        return array
-    return da.from_array(np.asarray(array), chunks=-1)
-
-
-def _sum_to(array: Array, shape: tuple[int, ...]) -> Array:
-    """Sum an array over the axes along which `shape` was broadcast."""
-    extra = array.ndim - len(shape)
-    if extra:
-        array = array.sum(axis=tuple(range(extra)))
-    axes = tuple(
-        axis for axis, size in enumerate(shape) if size == 1 and array.shape[axis] != 1
-    )
-    return array.sum(axis=axes, keepdims=True) if axes else array
 
 
 # -------- Gaussian normalizers
@@ -363,12 +253,12 @@ def gaussian_log_normalizer(
         ]
     )
     inputs += [
-        (None if a is None else _as_dask(a), ("n",)) for a in (component, log_weight)
+        (None if a is None else as_dask(a), ("n",)) for a in (component, log_weight)
     ]
-    return _blockwise(
+    return blockwise(
         functools.partial(_gaussian_block, include=include),
         (*batch, "n"),
-        _aligned(inputs),
+        aligned(inputs),
         x.dtype,
     )
 
@@ -405,7 +295,7 @@ def _with_components(
             continue
         index = (*batch[rank - (array.ndim - len(core)) :], *core)
         whole = {axis: -1 for axis, name in enumerate(index) if name in ("k", "d", "r")}
-        inputs.append((_as_dask(array).rechunk(whole), index))
+        inputs.append((as_dask(array).rechunk(whole), index))
     return inputs, batch
 
 
@@ -435,9 +325,9 @@ def gaussian_log_normalizer_vjp(
     inputs, batch = _with_components(
         [*zip(arrays, cores, strict=True), (grad, ("n",)), (log_z, ("n",))]
     )
-    aligned = _aligned(inputs)
+    aligned = aligned(inputs)
     dtype = x.dtype
-    blocks = _blockwise(
+    blocks = blockwise(
         functools.partial(_gaussian_vjp_block, needs=wanted),
         (*batch, "n"),
         aligned,
@@ -471,8 +361,8 @@ def gaussian_log_normalizer_vjp(
             align_arrays=False,
         )
         if place:
-            part = part.sum(axis=-1, split_every=_FAN_IN)
-        results.append(_sum_to(part, array.shape))
+            part = part.sum(axis=-1, split_every=FAN_IN)
+        results.append(sum_to(part, array.shape))
     return results[0], results[1], results[2], results[3], results[4]
 
 
@@ -562,8 +452,8 @@ def component_sums(
         [],
         [(k,), (k, d)],
     )
-    return counts.sum(axis=0, split_every=_FAN_IN), sums.sum(
-        axis=0, split_every=_FAN_IN
+    return counts.sum(axis=0, split_every=FAN_IN), sums.sum(
+        axis=0, split_every=FAN_IN
     )
 
 
@@ -579,8 +469,8 @@ def component_scatter(
         [means],
         [(k, d) if diagonal else (k, d, d), (k,)],
     )
-    return scatter.sum(axis=0, split_every=_FAN_IN), radii.max(
-        axis=0, split_every=_FAN_IN
+    return scatter.sum(axis=0, split_every=FAN_IN), radii.max(
+        axis=0, split_every=FAN_IN
     )
 
 
@@ -642,17 +532,17 @@ def _row_blocks(
     shared: list[Array | None],
 ) -> Array:
     """Return an array of one tuple of results per chunk of rows."""
-    inputs: list[tuple[Array | None, Index]] = [(_as_dask(x), ("n", "d"))]
+    inputs: list[tuple[Array | None, Index]] = [(as_dask(x), ("n", "d"))]
     for a in by_row:
         # The second axis of what comes by row is components, whole as features are.
-        whole = None if a is None else _as_dask(a)
+        whole = None if a is None else as_dask(a)
         if whole is not None and whole.ndim == 2:
             whole = whole.rechunk({1: -1})
         inputs.append((whole, () if whole is None else ("n", "k")[: whole.ndim]))
     for place, a in enumerate(shared):
         index = tuple(f"s{place}{axis}" for axis in range(0 if a is None else a.ndim))
-        inputs.append((None if a is None else _as_dask(a).rechunk(-1), index))
-    return _blockwise(function, ("n",), _aligned(inputs), x.dtype)
+        inputs.append((None if a is None else as_dask(a).rechunk(-1), index))
+    return blockwise(function, ("n",), aligned(inputs), x.dtype)
 
 
 def _rows(
@@ -776,8 +666,8 @@ def fit_statistics(
     merge = dask.delayed(_merge_statistics, pure=False, traverse=False)
     while len(parts) > 1:
         parts = [
-            merge(options["sample_size"], *parts[place : place + _FAN_IN])
-            for place in range(0, len(parts), _FAN_IN)
+            merge(options["sample_size"], *parts[place : place + FAN_IN])
+            for place in range(0, len(parts), FAN_IN)
         ]
     return parts[0].compute()
 
@@ -806,8 +696,8 @@ def map_rows(
     batch = tuple(f"b{axis}" for axis in range(x.ndim - 2))
     inputs: list[tuple[Array | None, Index]] = [(x, (*batch, "n", "d"))]
     if self_index is not None:
-        inputs.append((_as_dask(self_index), ("n",)))
-    aligned = _aligned(inputs)
+        inputs.append((as_dask(self_index), ("n",)))
+    aligned = aligned(inputs)
     arguments = [part for a, index in aligned for part in (a, index)]
     return da.blockwise(
         _map_block,
