@@ -263,11 +263,10 @@ def _reverse_attention_fla(place: cuda.Place) -> Callable[[Any], Call]:
 def causal_attention_vjp(options: Options) -> Iterable[Case]:
     """On a GPU: the reverse of causal attention alone, float32."""
     place = options.device
-    finite = (
-        lambda result: Check(  # noqa: E731
-            float(sum((~a.isfinite()).sum() for a in result[:3])), 0.0, "only finite"
-        )
-    )
+
+    def finite(result: Any) -> Check:
+        missing = sum((~a.isfinite()).sum() for a in result[:3])
+        return Check(float(missing), 0.0, "only finite")
 
     def cases() -> Iterator[Case]:
         for heads, n, d in ((16, 16384, 64),):
