@@ -27,7 +27,7 @@ CPP_BUILD := build/dev
 DOCS_BUILD := build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs cpp-test cpp-configure cuda-test bench gpu wheel build clean distclean
+.PHONY: help demo test lint format docs cpp-test cpp-configure cuda-resources cuda-test bench gpu wheel build clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -46,7 +46,11 @@ test: $(VENV)/.installed-dev
 ## make cpp-test   C++ tests, and the programs that embed the installed library
 cpp-test: cpp-configure
 	cmake --build $(CPP_BUILD)
-	ctest --test-dir $(CPP_BUILD) --output-on-failure --parallel $(shell nproc)
+	ctest --test-dir $(CPP_BUILD) --output-on-failure --parallel $(shell nproc) --label-exclude cuda_resources
+
+## make cuda-resources  registers and spills of the CUDA kernels, on every architecture
+cuda-resources: cpp-configure
+	ctest --test-dir $(CPP_BUILD) --output-on-failure --parallel $(shell nproc) --label-regex cuda_resources
 
 ## make cuda-test  the suite on the CUDA kernels, run by the CPU
 # Without the accuracy on published data, which takes as long as all the rest.

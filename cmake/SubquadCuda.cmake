@@ -73,7 +73,7 @@ function(subquad_add_cuda_library)
     PRIVATE
       $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion -Wshadow $<$<BOOL:${SUBQUAD_WERROR}>:-Werror>>
       $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra --compress-mode=size>
-      $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SUBQUAD_WERROR}>>:--Werror=all-warnings>
+      $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SUBQUAD_WERROR}>>:--Werror=all-warnings -Xptxas=--warn-on-spills>
   )
   set(exports ${PROJECT_SOURCE_DIR}/cmake/exports.map)
   target_link_options(

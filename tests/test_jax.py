@@ -582,7 +582,7 @@ def test_falls_back_where_the_module_is_missing():
         out = sq.log_normalizer(jnp.asarray(x), jnp.asarray(x))
         np.testing.assert_allclose(out, sq.log_normalizer(x, x), rtol=1e-12)
         backend = _dispatch.backend_for(x=out)
-        assert backend.__name__ == "subquad._reference.normalizers"
+        assert backend.__name__ == "subquad._reference.primitives"
         assert jax_targets.status().startswith("array-API code (")
         assert "subquad._backends.jax" not in sys.modules
     """
@@ -854,7 +854,7 @@ def check_cuda_handlers(path):
     scratch = np.zeros(64, np.uint8)
     execute = handlers["log_normalizer"]["CUDA"]["execute"]
     failed = runtime.run(
-        execute, [x, y, index], [out, scratch], flag=0, present=0b111011
+        execute, [x, y, index], [out, scratch], numbers=0, present=0b111011
     )
     assert not failed, runtime.errors
     (seen,) = recorder.calls()
@@ -870,10 +870,10 @@ def check_cuda_handlers(path):
             assert there.shape == array.shape
 
     recorder.answer(DEVICE_ERROR, "out: the launch failed")
-    assert runtime.run(execute, [x, y], [out, scratch], flag=0, present=0b110011)
+    assert runtime.run(execute, [x, y], [out, scratch], numbers=0, present=0b110011)
     assert runtime.errors.pop() == (14, "out: the launch failed")
     # Buffers that do not agree with what is said to be present.
-    assert runtime.run(execute, [x, y], [out, scratch], flag=0, present=0b111011)
+    assert runtime.run(execute, [x, y], [out, scratch], numbers=0, present=0b111011)
     assert "present" in runtime.errors.pop()[1]
 
 

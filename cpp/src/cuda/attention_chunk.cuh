@@ -320,6 +320,12 @@ SUBQUAD_DEVICE void add_product(typename square_tile<T>::accumulators& sums,
   }
 }
 
+// Of a product over `left` elements, `most` of which are in the tile, zeros from there on: a multiple
+// of what the tensor cores multiply at once.
+SUBQUAD_DEVICE int product_depth(int left, int most) {
+  return left < most ? (left + 7) / 8 * 8 : most;
+}
+
 // Calls body(r, c, row, column) for the thread's sums.
 template <class T, class Body>
 SUBQUAD_DEVICE void each_sum(Body&& body) {

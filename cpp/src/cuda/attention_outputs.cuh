@@ -300,6 +300,7 @@ struct attention_outputs_kernel {
       const bool has_source = pass < shared.sources.count;
       const row_source<T>& source = shared.sources.of[pass];
       for (int first = 0; first < in.d_k; first += kFeatures) {
+        const int depth = product_depth(in.d_k - first, kFeatures);
         // One block of features is there from before.
         if (pass > 0 || in.d_k > kFeatures) {
           stage(first, in.d_k > kFeatures, shared);
@@ -340,12 +341,11 @@ struct attention_outputs_kernel {
           __syncthreads();
         }
         if (pass == 0 && has_pairs) {
-          add_product<T>(pairs, {shared.queries(), kStride, 1}, {shared.keys(), kStride, 1},
-                         kFeatures);
+          add_product<T>(pairs, {shared.queries(), kStride, 1}, {shared.keys(), kStride, 1}, depth);
         }
         if (has_source && has_values()) {
           add_product<T>(sums, {shared.queries(), kStride, 1}, {shared.values, 1, kColumnStride<T>},
-                         kFeatures);
+                         depth);
         }
         __syncthreads();
       }
@@ -415,7 +415,7 @@ struct attention_outputs_kernel {
     }
     if (has_values()) {
       add_product<T>(sums, {shared.weights(), kRowStride, 1}, {shared.values, 1, kColumnStride<T>},
-                     kTokens);
+                     product_depth(tokens.keys, kTokens));
     }
     __syncthreads();
   }

@@ -80,7 +80,7 @@ SUBQUAD_DEVICE void write_chunk_product(const T* weights, const T* values, int t
   constexpr int kStride = kColumnStride<T>;
   typename tile::accumulators sums;
   tile::clear(sums);
-  add_product<T>(sums, {weights, 1, kStride}, {values, 1, kStride}, kTokens);
+  add_product<T>(sums, {weights, 1, kStride}, {values, 1, kStride}, product_depth(tokens, kTokens));
   bool all_finite = true;
   each_sum<T>(
       [&](int r, int c, int, int) { all_finite = all_finite && fabs(sums(r, c)) < infinity<T>(); });

@@ -469,11 +469,12 @@ struct feature_gradients_kernel {
           return source_sum(of_keys, shared.key_factor[f], first + f, v);
         });
         __syncthreads();
+        const int depth = product_depth(in.d_v - value, kDepth);
         const tile_operand<T> grad_y{to.grad_y, kStride, 1};
         const tile_operand<T> v{to.v, kStride, 1};
-        if (pass == 0 && has_pairs) add_product<T>(pairs, grad_y, v, kDepth);
-        if (has_rows) add_product<T>(rows, grad_y, {to.row_sums, kStride, 1}, kDepth);
-        if (has_keys) add_product<T>(keys, v, {to.key_sums, kStride, 1}, kDepth);
+        if (pass == 0 && has_pairs) add_product<T>(pairs, grad_y, v, depth);
+        if (has_rows) add_product<T>(rows, grad_y, {to.row_sums, kStride, 1}, depth);
+        if (has_keys) add_product<T>(keys, v, {to.key_sums, kStride, 1}, depth);
         __syncthreads();
       }
       each_sum<T>([&](int r, int c, int token, int feature) {
@@ -505,7 +506,8 @@ struct feature_gradients_kernel {
     });
     __syncthreads();
     const tile_operand<T> weights{to.weights, 1, kColumnStride<T>};
-    if (has_pairs) add_product<T>(rows, {to.pairs, kRowStride, 1}, weights, kTokens);
+    if (has_pairs)
+      add_product<T>(rows, {to.pairs, kRowStride, 1}, weights, product_depth(tokens.keys, kTokens));
     accumulators key_weights;
     each_sum<T>([&](int r, int c, int key, int feature) {
       key_weights(r, c) = to.weights[key * kColumnStride<T> + feature];
@@ -520,7 +522,8 @@ struct feature_gradients_kernel {
               : exponential(static_cast<T>(query - here.scale[row])) * here.inverse[row];
     });
     __syncthreads();
-    if (has_pairs) add_product<T>(keys, {to.pairs, 1, kRowStride}, weights, kTokens);
+    if (has_pairs)
+      add_product<T>(keys, {to.pairs, 1, kRowStride}, weights, product_depth(tokens.rows, kTokens));
     __syncthreads();
     bool all_finite = true;
     each_sum<T>([&](int r, int c, int token, int feature) {
@@ -864,6 +867,7 @@ struct value_gradients_kernel {
       const bool has_source = pass < here.keys.count;
       const row_source<T>& source = here.keys.of[pass];
       for (int first = 0; first < in.d_k; first += kFeatures) {
+        const int depth = product_depth(in.d_k - first, kFeatures);
         stage_features<kFeatures, kStride>(shared.keys(), tokens.log_k, tokens.keys, first, in.d_k);
         if (pass == 0 && has_pairs) {
           stage_features<kFeatures, kStride>(shared.queries(), tokens.log_q, tokens.rows, first,
@@ -907,11 +911,10 @@ struct value_gradients_kernel {
           }
           __syncthreads();
           add_product<T>(sums, {shared.keys(), kStride, 1}, {shared.values, 1, kColumnStride<T>},
-                         kFeatures);
+                         depth);
         }
         if (pass == 0 && has_pairs) {
-          add_product<T>(pairs, {shared.queries(), kStride, 1}, {shared.keys(), kStride, 1},
-                         kFeatures);
+          add_product<T>(pairs, {shared.queries(), kStride, 1}, {shared.keys(), kStride, 1}, depth);
         }
         __syncthreads();
       }
@@ -929,7 +932,7 @@ struct value_gradients_kernel {
       });
       __syncthreads();
       add_product<T>(sums, {shared.weights(), 1, kRowStride}, {shared.values, 1, kColumnStride<T>},
-                     kTokens);
+                     product_depth(tokens.rows, kTokens));
     }
     bool all_finite = true;
     each_sum<T>([&](int r, int c, int, int) {

@@ -29,8 +29,8 @@ SUBQUAD_DEVICE A weighted(A a, A b) {
   return a == 0 || b == 0 ? A(0) : a * b;
 }
 
-// e^x between states of elements of type T: within 5e-8 relative in float32, within 2 ulp of float64
-// in float64. In float32 for x < 600, which differences of references are.
+// e^x between states of elements of type T: within 5e-8 relative in float32, within 2 ulp of
+// float64 in float64. In float32 for x < 600, which differences of references are.
 template <class T>
 SUBQUAD_DEVICE double exp_between(double x) {
   if constexpr (sizeof(T) == 8) return exp(x);

@@ -113,9 +113,9 @@ struct signed_task : signed_sums<T, 4, 8> {
 // grad_x_j = sign_j G_j, grad_sign_j = G_j. NaN where such a sum is not finite, unless its gradient
 // is 0. Nothing aliases.
 template <class T>
-struct signed_vjp_task : signed_sums<T, 5, kFewScanSteps<T>> {
+struct signed_vjp_task : signed_sums<T, 5, 4> {
   enum { kX, kSign, kGrad, kGradX, kGradSign, kArrays };
-  using base = signed_sums<T, kArrays, kFewScanSteps<T>>;
+  using base = signed_sums<T, kArrays, 4>;
   using base::kSteps;
   using typename base::state;
   using adjoint = signed_sum;

@@ -143,19 +143,30 @@ struct term {
 template <class T>
 class truth {
  public:
-  truth(const problem<T>& p, const shape& b) : p_(p), b_(b), runs_(p.runs()) {}
+  truth(const problem<T>& p, const shape& b)
+      : p_(p),
+        b_(b),
+        runs_(p.runs()),
+        k_(numbers(p.log_k, {p.of.n, p.of.d_k})),
+        v_(numbers(p.v, {p.of.n, p.of.d_v})),
+        q_(numbers(p.log_q, {p.of.n_q, p.of.d_k})),
+        decay_(numbers(p.log_decay, {p.of.n, p.of.d_k})),
+        key_sums_(numbers(p.key_sums, {5, p.of.d_k})),
+        value_sums_(numbers(p.value_sums, {2, p.of.d_k, p.of.d_v})) {}
 
-  number k(std::int64_t j, std::int64_t r) const { return p_.log_k(joined(b_, {j, r})); }
-  number q(std::int64_t t, std::int64_t r) const { return p_.log_q(joined(b_, {t, r})); }
+  number k(std::int64_t j, std::int64_t r) const { return k_[at(j * p_.of.d_k + r)]; }
+  number q(std::int64_t t, std::int64_t r) const { return q_[at(t * p_.of.d_k + r)]; }
   number decay(std::int64_t t, std::int64_t r) const {
-    return p_.has_decay() ? static_cast<number>(p_.log_decay(joined(b_, {t, r}))) : 0;
+    return p_.has_decay() ? decay_[at(t * p_.of.d_k + r)] : 0;
   }
-  number value(std::int64_t j, std::int64_t c) const { return p_.v(joined(b_, {j, c})); }
-  number state(std::int64_t row, std::int64_t r) const { return p_.key_sums(joined(b_, {row, r})); }
+  number value(std::int64_t j, std::int64_t c) const { return v_[at(j * p_.of.d_v + c)]; }
+  number state(std::int64_t row, std::int64_t r) const {
+    return key_sums_[at(row * p_.of.d_k + r)];
+  }
   number state_weight(std::int64_t r) const { return state(2, r) + state(3, r); }
   number state_value(std::int64_t r, std::int64_t c) const {
-    return static_cast<number>(p_.value_sums(joined(b_, {0, r, c}))) +
-           static_cast<number>(p_.value_sums(joined(b_, {1, r, c})));
+    const std::int64_t size = p_.of.d_k * p_.of.d_v;
+    return value_sums_[at(r * p_.of.d_v + c)] + value_sums_[at(size + r * p_.of.d_v + c)];
   }
   int run(std::int64_t t) const { return runs_[static_cast<std::size_t>(t)]; }
   int last_run() const { return runs_.empty() ? 0 : runs_.back(); }
@@ -202,9 +213,17 @@ class truth {
   }
 
  private:
+  static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
+  std::vector<number> numbers(const strided_array<T>& of, const shape& lengths) const {
+    std::vector<number> found;
+    each_index(lengths, [&](const shape& index) { found.push_back(of(joined(b_, index))); });
+    return found;
+  }
+
   const problem<T>& p_;
   shape b_;
   std::vector<int> runs_;
+  std::vector<number> k_, v_, q_, decay_, key_sums_, value_sums_;
 };
 
 }  // namespace attention

@@ -99,9 +99,11 @@ truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& whic
     number total = 0;
     for (const term& each : terms) top = std::max(top, each.logarithm);
     for (const term& each : terms) total += one.mass(each) * std::exp(each.logarithm - top);
-    const auto grad = [&](std::int64_t c) {
-      return which.grad_y ? static_cast<number>(g.of_y(joined(b, {t, c}))) : 0;
-    };
+    std::vector<number> grad_y;
+    for (std::int64_t c = 0; c < f.d_v; ++c) {
+      grad_y.push_back(which.grad_y ? static_cast<number>(g.of_y(joined(b, {t, c}))) : 0);
+    }
+    const auto grad = [&](std::int64_t c) { return grad_y[at(c)]; };
     const number grad_log_z =
         which.grad_log_z ? static_cast<number>(g.of_log_z(joined(b, {t}))) : 0;
     std::vector<number> y(at(f.d_v));
@@ -153,6 +155,11 @@ truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& whic
     const auto of_key_sum = [&](std::int64_t row) {
       return which.grad_key_sums ? static_cast<number>(g.of_key_sums(joined(b, {row, r}))) : 0;
     };
+    std::vector<number> grads;
+    for (std::int64_t c = 0; c < f.d_v; ++c) {
+      grads.push_back(
+          which.grad_value_sums ? static_cast<number>(g.of_value_sums(joined(b, {0, r, c}))) : 0);
+    }
     for (const term& each : finals) {
       if (each.feature != r) continue;
       const number weight = std::exp(each.logarithm - top);
@@ -160,8 +167,7 @@ truths find_truth(const problem<T>& p, const gradients<T>& g, const wanted& whic
       number size = std::abs(gradient);
       number of_centre = 0;
       for (std::int64_t c = 0; c < f.d_v; ++c) {
-        const number grad =
-            which.grad_value_sums ? static_cast<number>(g.of_value_sums(joined(b, {0, r, c}))) : 0;
+        const number grad = grads[at(c)];
         gradient += grad * one.value_of(each, c);
         size += std::abs(grad * one.value_of(each, c)) + std::abs(grad * one.mass(each));
         of_centre += std::abs(grad) * (1 + std::abs(f.value_offset));

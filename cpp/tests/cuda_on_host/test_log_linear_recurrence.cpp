@@ -222,8 +222,8 @@ void values() {
   }
 }
 
-// With factors of 1 that all count, errors of float32 do not add up from thread to thread, and those
-// of float64 by half a unit each.
+// With factors of 1 that all count, errors of float32 do not add up from thread to thread, those of
+// float64 by half a unit each.
 template <class T>
 void long_lane() {
   const std::int64_t n = 16 * kTile<T>;

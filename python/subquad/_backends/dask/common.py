@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import dask.array as da
 import numpy as np
+from dask.array.utils import meta_from_array
+from dask._task_spec import Alias, DataNode, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
@@ -55,7 +58,7 @@ class _OneThread:
 one_thread = _OneThread()
 
 
-def aligned(
+def cut_alike(
     inputs: list[tuple[Array | None, Index]],
 ) -> list[tuple[Array | None, Index]]:
     """Cut arrays alike: features stay whole, the rest follows the first that has it."""
@@ -64,14 +67,14 @@ def aligned(
         if a is None:
             continue
         for name, pieces in zip(index, a.chunks, strict=True):
-            if name == "d":
+            if name.startswith("d"):
                 chunks[name] = (sum(pieces),)
             elif name not in chunks or chunks[name] == (1,):
                 chunks[name] = pieces
-    return [(cut(a, index, chunks), index) for a, index in inputs]
+    return [(_cut(a, index, chunks), index) for a, index in inputs]
 
 
-def cut(
+def _cut(
     a: Array | None, index: Index, chunks: dict[str, tuple[Any, ...]]
 ) -> Array | None:
     """Cut an array as the chunks of its indices say, repeating batch axes of size 1."""
@@ -99,7 +102,10 @@ def blockwise(
     dtype: Any,
     **options: Any,
 ) -> Array:
-    """Call da.blockwise with arguments of which some are None."""
+    """Call da.blockwise with arguments of which some are None.
+
+    The blocks are of the library of the first argument's.
+    """
     arguments: list[Any] = []
     for array, index in inputs:
         arguments += [array, None if array is None else index]
@@ -108,7 +114,7 @@ def blockwise(
         out,
         *arguments,
         dtype=dtype,
-        meta=np.empty((0,) * len(out), dtype=dtype),
+        meta=meta_from_array(inputs[0][0], len(out), dtype),
         concatenate=True,
         align_arrays=False,
         **options,
@@ -132,3 +138,194 @@ def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     return array.sum(axis=axes, keepdims=True) if axes else array
 
 
+def pick(
+    blocks: Array,
+    place: int,
+    index: Index,
+    of: Index,
+    sizes: dict[str, int] | None = None,
+    dtype: Any = None,
+) -> Array:
+    """Return what stands at a place of the tuples that are the blocks of an array."""
+    dtype = blocks.dtype if dtype is None else dtype
+    new = {name: size for name, size in (sizes or {}).items() if name not in of}
+    return da.blockwise(
+        operator.itemgetter(place),
+        index,
+        blocks,
+        of,
+        dtype=dtype,
+        meta=meta_from_array(blocks, len(index), dtype),
+        new_axes=new or None,
+        align_arrays=False,
+    )
+
+
+# -------- prefixes
+
+
+class Part(NamedTuple):
+    """What the entries of a chunk, or of several, amount to.
+
+    Attributes
+    ----------
+    first, last : int or None
+        The numbers of the sequences that it begins and ends with, in the order of the
+        scan. None where there are no entries.
+    breaks : bool
+        Whether a sequence ends within.
+    sums : Any
+        Of the entries of its last sequence, as the merge has them.
+    """
+
+    first: int | None
+    last: int | None
+    breaks: bool
+    sums: Any
+
+
+def part_of(segments: Array | None, n: int, reverse: bool, sums: Any) -> Part:
+    """Return the part that a chunk of n entries is."""
+    if n == 0:
+        return Part(None, None, False, sums)
+    if segments is None:
+        return Part(0, 0, False, sums)
+    first, last = int(segments[0]), int(segments[-1])
+    breaks = bool((segments[1:] != segments[:-1]).any())
+    return Part(*((last, first) if reverse else (first, last)), breaks, sums)
+
+
+def given(sums: Any) -> Part:
+    """Return a state that comes before the first entry, of whatever sequence."""
+    return Part(None, None, False, sums)
+
+
+def joined(merge: Callable[[Any, Any], Any], left: Part | None, right: Part) -> Part:
+    """Return the part that two amount to, one after the other."""
+    if left is None:
+        return right
+    if right.first is None:
+        return left
+    sums = entering(left, right)
+    return Part(
+        right.first if left.first is None else left.first,
+        right.last,
+        left.breaks or right.breaks or not _continues(left, right),
+        right.sums if sums is None or right.breaks else merge(sums, right.sums),
+    )
+
+
+def entering(entry: Part | None, part: Part) -> Any:
+    """Return the sums with which a part begins, None if its sequence begins in it."""
+    return entry.sums if entry is not None and _continues(entry, part) else None
+
+
+def _continues(left: Part, right: Part) -> bool:
+    return left.last is None or right.first is None or left.last == right.first
+
+
+def prefixes(
+    parts: Array,
+    axis: int,
+    merge: Callable[[Any, Any], Any],
+    start: Array | None,
+    reverse: bool,
+) -> tuple[Array, Array]:
+    """Return what comes before each part along an axis, and all of them together.
+
+    `parts` is an array whose blocks are a `Part` each, `start` one of those that come
+    first, without the axis. What comes before the first is None where there is no
+    start. The merges are a tree of logarithmic depth, the same for the same chunks.
+    """
+    token = tokenize(parts.name, axis, merge, start, reverse)
+    entries, total = f"entries-{token}", f"total-{token}"
+    graph: dict[Any, Any] = {}
+    totals: dict[Any, Any] = {}
+    count = parts.numblocks[axis]
+    order = range(count - 1, -1, -1) if reverse else range(count)
+    others = parts.numblocks[:axis] + parts.numblocks[axis + 1 :]
+    fold = functools.partial(joined, merge)
+    for lane in itertools.product(*map(range, others)):
+        first: list[Any] = [] if start is None else [(start.name, *lane)]
+        places = [(*lane[:axis], place, *lane[axis:]) for place in order]
+        nodes = itertools.count()
+
+        def add(left: Any, right: Any, lane: Any = lane, nodes: Any = nodes) -> Any:
+            key = (f"merge-{token}", *lane, next(nodes))
+            graph[key] = Task(key, fold, TaskRef(left), TaskRef(right))
+            return key
+
+        found = _inclusive([*first, *((parts.name, *place) for place in places)], add)
+        before = found[:-1] if first else [None, *found[:-1]]
+        for place, node in zip(places, before, strict=True):
+            key = (entries, *place)
+            graph[key] = DataNode(key, None) if node is None else Alias(key, node)
+        key = (total, *lane)
+        totals[key] = Alias(key, found[-1])
+    sources = [parts] if start is None else [parts, start]
+    layers = HighLevelGraph.from_collections(entries, graph, dependencies=sources)
+    chunks = parts.chunks[:axis] + parts.chunks[axis + 1 :]
+    entry_array = da.Array(layers, entries, parts.chunks, meta=parts)
+    layers = HighLevelGraph.from_collections(total, totals, dependencies=[entry_array])
+    meta = meta_from_array(parts, len(chunks))
+    return entry_array, da.Array(layers, total, chunks, meta=meta)
+
+
+def _inclusive(keys: list[Any], add: Callable[[Any, Any], Any]) -> list[Any]:
+    """Return the prefixes of keys, each with those before it, in 2 n merges."""
+    if len(keys) < 2:
+        return keys
+    pairs = [add(keys[i], keys[i + 1]) for i in range(0, len(keys) - 1, 2)]
+    found = _inclusive(pairs, add)
+    result = keys[:1]
+    for i in range(1, len(keys)):
+        result.append(found[i // 2] if i % 2 else add(found[i // 2 - 1], keys[i]))
+    return result
+
+
+def chain(
+    function: Callable[[Any, Any], Any],
+    blocks: Array,
+    axis: int,
+    start: Array | None,
+    reverse: bool,
+) -> Array:
+    """Return function(block, what it returned for the block before) along an axis.
+
+    The first block of a lane is given its block of `start`, or None. With `reverse` the
+    last comes first.
+    """
+    name = f"chain-{tokenize(blocks.name, axis, function, start, reverse)}"
+    graph: dict[Any, Any] = {}
+    count = blocks.numblocks[axis]
+    for place in itertools.product(*map(range, blocks.numblocks)):
+        key = (name, *place)
+        lane = (*place[:axis], *place[axis + 1 :])
+        neighbour = place[axis] + (1 if reverse else -1)
+        before: Any = None
+        if 0 <= neighbour < count:
+            before = (name, *lane[:axis], neighbour, *lane[axis:])
+        elif start is not None:
+            before = (start.name, *lane)
+        graph[key] = Task(
+            key,
+            function,
+            TaskRef((blocks.name, *place)),
+            None if before is None else TaskRef(before),
+        )
+    sources = [blocks] if start is None else [blocks, start]
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=sources)
+    return da.Array(layers, name, blocks.chunks, meta=blocks)
+
+
+def edge_blocks(blocks: Array, axis: int, place: int) -> Array:
+    """Return the blocks at a place along an axis, without the axis."""
+    name = f"edge-{tokenize(blocks.name, axis, place)}"
+    lanes = blocks.numblocks[:axis] + blocks.numblocks[axis + 1 :]
+    graph: dict[Any, Any] = {}
+    for lane in itertools.product(*map(range, lanes)):
+        key = (name, *lane)
+        graph[key] = Alias(key, (blocks.name, *lane[:axis], place, *lane[axis:]))
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[blocks])
+    chunks = blocks.chunks[:axis] + blocks.chunks[axis + 1 :]
+    return da.Array(layers, name, chunks, meta=meta_from_array(blocks, len(chunks)))

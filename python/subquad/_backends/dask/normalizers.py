@@ -23,9 +23,9 @@ from subquad._backends.dask.common import (
     FAN_IN,
     Array,
     Index,
-    aligned,
     as_dask,
     blockwise,
+    cut_alike,
     one_thread,
     sum_to,
 )
@@ -212,7 +212,7 @@ def _pairs(
     ]
     if grad is not None:
         inputs += [indexed(grad, ("n",)), indexed(log_z, ("n",))]
-    aligned = aligned(inputs)
+    aligned = cut_alike(inputs)
     starts: Array | None = None
     if excluded is not None:
         sizes = as_dask(aligned[1][0]).chunks[-2]
@@ -258,7 +258,7 @@ def gaussian_log_normalizer(
     return blockwise(
         functools.partial(_gaussian_block, include=include),
         (*batch, "n"),
-        aligned(inputs),
+        cut_alike(inputs),
         x.dtype,
     )
 
@@ -325,7 +325,7 @@ def gaussian_log_normalizer_vjp(
     inputs, batch = _with_components(
         [*zip(arrays, cores, strict=True), (grad, ("n",)), (log_z, ("n",))]
     )
-    aligned = aligned(inputs)
+    aligned = cut_alike(inputs)
     dtype = x.dtype
     blocks = blockwise(
         functools.partial(_gaussian_vjp_block, needs=wanted),
@@ -452,9 +452,7 @@ def component_sums(
         [],
         [(k,), (k, d)],
     )
-    return counts.sum(axis=0, split_every=FAN_IN), sums.sum(
-        axis=0, split_every=FAN_IN
-    )
+    return counts.sum(axis=0, split_every=FAN_IN), sums.sum(axis=0, split_every=FAN_IN)
 
 
 def component_scatter(
@@ -542,7 +540,7 @@ def _row_blocks(
     for place, a in enumerate(shared):
         index = tuple(f"s{place}{axis}" for axis in range(0 if a is None else a.ndim))
         inputs.append((None if a is None else as_dask(a).rechunk(-1), index))
-    return blockwise(function, ("n",), aligned(inputs), x.dtype)
+    return blockwise(function, ("n",), cut_alike(inputs), x.dtype)
 
 
 def _rows(
@@ -697,7 +695,7 @@ def map_rows(
     inputs: list[tuple[Array | None, Index]] = [(x, (*batch, "n", "d"))]
     if self_index is not None:
         inputs.append((as_dask(self_index), ("n",)))
-    aligned = aligned(inputs)
+    aligned = cut_alike(inputs)
     arguments = [part for a, index in aligned for part in (a, index)]
     return da.blockwise(
         _map_block,
