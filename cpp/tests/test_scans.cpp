@@ -299,8 +299,8 @@ long double worst_out = 0;
 long double worst_grad = 0;
 
 // Gradients are sums of quotients times exponentials: each may err by 4 ulp for the sums of a
-// vector's lanes, as much for what follows, 2 for an exponential, its argument's |x - r| <= 16 times
-// a sixth of an ulp, and 3 for quotient, product and total.
+// vector's lanes, as much for what follows, 2 for an exponential, its argument's |x - r| <= 16
+// times a sixth of an ulp, and 3 for quotient, product and total.
 constexpr long double kGradient = 16;
 
 // So many more where a sum of magnitudes is this part of the gradients': exponents as large as the

@@ -378,7 +378,6 @@ struct feature_gradients_kernel {
   static constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;  // sums in float64 take their registers
   static constexpr int kFeatures = 64;
   static constexpr int kDepth = 32;  // values at once
-  static constexpr int kStaged = 4;  // loads of a thread that are under way at once
   static constexpr int kStride = kDepth + 4;
   using scales = chunk_scales<T, kFeatures>;
   using walk = typename scales::walk;
@@ -444,8 +443,8 @@ struct feature_gradients_kernel {
     tile::clear(pairs);
     tile::clear(rows);
     tile::clear(keys);
-    const int row_passes = here.rows.count > 1 || here.keys.count > 1 ? 2 : 1;
-    for (int pass = 0; pass < row_passes; ++pass) {
+    const int passes = here.rows.count > 1 || here.keys.count > 1 ? 2 : 1;
+    for (int pass = 0; pass < passes; ++pass) {
       const bool has_rows = pass < here.rows.count;
       const bool has_keys = pass < here.keys.count;
       const row_source<T>& of_rows = here.rows.of[pass];
@@ -552,6 +551,8 @@ struct feature_gradients_kernel {
   // Rows of 32 elements from (0, value) on.
   template <class Elements>
   static SUBQUAD_DEVICE void stage(T* to, int value, Elements&& elements) {
+    // Loads that are under way at once: more would push the sums out of registers.
+    [[maybe_unused]] constexpr int kStaged = 4;
     const int across = block_thread() % kDepth;
     SUBQUAD_UNROLL_BY(kStaged)
     for (int each = 0; each < kTokens * kDepth / kThreads; ++each) {

@@ -232,6 +232,8 @@ struct recurrence_vjp_task : recurrence<T, 7, kFewScanSteps<T>> {
 
   SUBQUAD_DEVICE void relate(steps& each, const state& before, const state& own,
                              const state& after) const {
+    const double gap = before.reference + own.decay - after.reference;
+    const double factor = before.sum / after.sum * exp_between<T>(gap);
     bool passes = true;
     running_recurrence<T> running(before);
     SUBQUAD_UNROLL
@@ -246,8 +248,7 @@ struct recurrence_vjp_task : recurrence<T, 7, kFewScanSteps<T>> {
       each.b[j] = b == -infinity<T>() ? T(0) : made.added * inverse;
       passes &= each.a[j] != 0;
     }
-    const double gap = before.reference + own.decay - after.reference;
-    each.factor = passes ? affine::not_nothing(before.sum / after.sum * exp_between<T>(gap)) : 0.0;
+    each.factor = passes ? affine::not_nothing(factor) : 0.0;
   }
 
   SUBQUAD_DEVICE adjoint adjoint_summary(const steps& each) const {

@@ -1,9 +1,9 @@
 // Contracts stand in scans_kernels.hpp.
 //
-// A lane carries a reference and the sum of exp(x - reference), in double. Blocks are computed as if
-// no entry rose far above the reference; where one did, or is not finite, the block's own sum shows
-// it, and the block is done again by a scan in which every entry has the largest so far as its
-// reference. Prefixes P are those of the task alone; what came before enters as A P + B.
+// A lane carries a reference and the sum of exp(x - reference), in double. Blocks are computed as
+// if no entry rose far above the reference; where one did, or is not finite, the block's own sum
+// shows it, and the block is done again by a scan in which every entry has the largest so far as
+// its reference. Prefixes P are those of the task alone; what came before enters as A P + B.
 #include "scans_kernels.hpp"
 
 #include "vector_math.inl"
@@ -38,8 +38,8 @@ SUBQUAD_INLINE vec<T> exp2_argument(vec<T> x, vec<T> power) {
   }
 }
 
-// a * b, never fused with what it is added to: a pass for sums alone must find those of the pass that
-// writes, whatever else each does with the product.
+// a * b, never fused with what it is added to: a pass for sums alone must find those of the pass
+// that writes, whatever else each does with the product.
 template <class T>
 SUBQUAD_INLINE vec<T> rounded_product(vec<T> a, vec<T> b) {
   vec<T> product = a * b;
@@ -152,9 +152,9 @@ SUBQUAD_INLINE void add_logs_to(const T* sums, T* out, std::int64_t stride, vec<
   SUBQUAD_SIDE_BY_SIDE store<T>(out + u * stride, x.v[u]);
 }
 
-// Outputs of `count` vectors of sums, which may lie where the outputs go: a pass of its own over what
-// the first-level cache holds, because one chain of steps from entry to output is too long for
-// processors to overlap.
+// Outputs of `count` vectors of sums, which may lie where the outputs go: a pass of its own over
+// what the first-level cache holds, because one chain of steps from entry to output is too long
+// for processors to overlap.
 template <class T>
 SUBQUAD_INLINE void add_logs(const T* sums, T* out, std::int64_t stride, std::int64_t count,
                              vec<T> reference) {
@@ -366,8 +366,8 @@ void merge(scan_state<T>* state, const scan_state<T>* next, std::int64_t width) 
 
 // ---- rows: consecutive entries of one lane in a vector ------------------------------------------
 
-// Prefix sums of the weights of N vectors; sum and low move past them. `base` gets what comes before
-// each vector, in the outer reference.
+// Prefix sums of the weights of N vectors; sum and low move past them. `base` gets what comes
+// before each vector, in the outer reference.
 template <class T, int N>
 SUBQUAD_INLINE void near_prefixes(const T* x, vec<T> reference, const outward<T>& to, double& sum,
                                   T& low, pack<T, N>& weights, pack<T, N>& prefixes,

@@ -18,8 +18,8 @@ constexpr std::int64_t kScanWidth = 128;
 
 // e^reference (sum + low), |low| at most half an ulp of sum. The reference is an entry, or the
 // logarithm that a state came in with: sum is at least about 1, and differences from the reference
-// do not feel a shift of all entries. Empty: reference -inf, sum 0. Not finite: the reference, which
-// is then NaN or +inf, alone.
+// do not feel a shift of all entries. Empty: reference -inf, sum 0. Not finite: the reference,
+// which is then NaN or +inf, alone.
 template <class T>
 struct scan_state {
   double sum;
@@ -53,8 +53,8 @@ struct scan_adjoint {
 };
 
 // grad_x_j = exp(x_j) (sum_{i >= j} grad_i / exp(out_i) + later), with `later` that sum over what
-// follows the task, in units of e^-(reference of the state `end`); 0 where x_j = -inf. A sum that is
-// not finite makes NaN of what it holds where its gradient is not 0; an empty one counts for
+// follows the task, in units of e^-(reference of the state `end`); 0 where x_j = -inf. A sum that
+// is not finite makes NaN of what it holds where its gradient is not 0; an empty one counts for
 // nothing. Nothing aliases. The sums in T and double as those of logcumsumexp_task.
 template <class T>
 struct logcumsumexp_vjp_task {

@@ -489,6 +489,23 @@ void check_splits() {
   });
 }
 
+// Chunks that each are less than what rounding takes from the state.
+template <class T>
+void check_small_additions() {
+  form f = sized(64 * 20, 1, 1);
+  f.has_state = true;
+  const problem<T> p(f);
+  const T large = static_cast<T>(sizeof(T) == 8 ? 0x1p60 : 0x1p31);
+  p.log_k.each([&](T& e, const shape&) { e = 0; });
+  p.v.each([&](T& e, const shape&) { e = 1; });
+  p.key_sums.each([&](T& e, const shape& at) { e = at[0] == 2 ? large : T(0); });
+  p.value_sums.each([&](T& e, const shape& at) { e = at[0] == 0 ? large : T(0); });
+  const outputs<T> out(p.of);
+  run(p, out, {false, false, true, true});
+  SUBQUAD_CHECK((out.key_sums({2, 0}) - large) + out.key_sums({3, 0}) == T(64 * 20));
+  SUBQUAD_CHECK((out.value_sums({0, 0, 0}) - large) + out.value_sums({1, 0, 0}) == T(64 * 20));
+}
+
 void check_errors() {
   const problem<float> p(sized(4, 3, 2));
   const outputs<float> out(p.of);
@@ -515,6 +532,7 @@ void check_all() {
   check_locality<T>();
   check_forgetting<T>();
   check_splits<T>();
+  check_small_additions<T>();
 }
 
 }  // namespace

@@ -35,10 +35,11 @@ from subquad._backends.dask.common import (
     part_of,
     pick,
     prefixes,
+    quiet,
     sum_to,
 )
 from subquad._dispatch import device_of, namespace_of
-from subquad._reference._common import batch_shape, primitive, wide_dtype
+from subquad._reference._common import batch_shape, wide_dtype
 from subquad._reference._sums import Sums, add, log_abs, moved, power, split, terms
 from subquad._reference.states import merge_attention
 
@@ -55,6 +56,10 @@ class _Tokens(NamedTuple):
     log_decay: Array | None
     key_mask: Array | None
     segments: Array | None
+
+
+# Their place: they alone have no batch.
+_SEGMENTS = _Tokens._fields.index("segments")
 
 
 class _LogSums(NamedTuple):
@@ -281,7 +286,7 @@ class _Call:
         arrays = [*tokens, *state, *rows, *grads_final]
         # Segments have no batch.
         batches = [
-            () if a is None or place == 6 else a.shape[: a.ndim - len(core)]
+            () if a is None or place == _SEGMENTS else a.shape[: a.ndim - len(core)]
             for place, (a, core) in enumerate(zip(arrays, cores, strict=True))
         ]
         shape = batch_shape(*batches)
@@ -293,7 +298,7 @@ class _Call:
         whole = _over_batch(cut_alike(inputs), self.batch, shape)
         self.tokens = _Tokens(*whole[:7])
         self.token_inputs = [
-            (a, core if place == 6 else (*self.batch, *core))
+            (a, core if place == _SEGMENTS else (*self.batch, *core))
             for place, (a, core) in enumerate(zip(whole[:7], cores[:7], strict=True))
         ]
         count = 7 + len(state)
@@ -538,10 +543,9 @@ def _over_batch(
                 if name in chunks and sum(pieces) != 1:
                     chunks[name] = pieces
     result: list[Array | None] = []
-    for a, index in inputs:
+    for place, (a, index) in enumerate(inputs):
         core = tuple(name for name in index if name not in batch)
-        # Segments have no batch.
-        if a is None or not batch or (core == ("n",) and len(index) == 1):
+        if a is None or place == _SEGMENTS:
             result.append(a)
             continue
         rank = len(core)
@@ -601,9 +605,9 @@ def _narrowed(part: Part, *, kind: _Kind, dtype: Any) -> tuple[Array, ...]:
 
 def _part(*arrays: Any, kind: _Kind, heads: bool) -> Part:
     """Return the state of a chunk's last sequence, or with `heads` of its first."""
-    tokens = _Tokens(*arrays)
-    head, tail = _borders(tokens)
-    tokens = _span(tokens, 0, head) if heads else _span(tokens, tail, None)
+    chunk = _Tokens(*arrays)
+    head, tail = _borders(chunk)
+    tokens = _span(chunk, 0, head) if heads else _span(chunk, tail, None)
     with one_thread():
         _, state = kind.run(
             tokens._replace(segments=None),
@@ -613,9 +617,8 @@ def _part(*arrays: Any, kind: _Kind, heads: bool) -> Part:
             False,
             True,
         )
-    return part_of(
-        arrays[6], arrays[0].shape[-2], heads, kind.sums(state, _decays(tokens))
-    )
+    sums = kind.sums(state, _decays(tokens))
+    return part_of(chunk.segments, chunk.log_k.shape[-2], heads, sums)
 
 
 def _borders(tokens: _Tokens) -> tuple[int, int]:
@@ -649,7 +652,7 @@ def _span_of_rows(
     )
 
 
-@primitive
+@quiet
 def _decays_of(log_decay: Array) -> Array:
     xp = namespace_of(log_decay)
     forgets = xp.any(log_decay == -math.inf, axis=-2)
@@ -992,7 +995,7 @@ def _reverse(
     return found
 
 
-@primitive
+@quiet
 def _sums(state: tuple[Array, Array], decays: Array | None) -> tuple[Array, Array]:
     """Return a state in the wide type, in which the sum of log-decays is exact too."""
     xp = namespace_of(state[0])
@@ -1006,7 +1009,7 @@ def _merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> Any:
     return merge_attention(*left, *right)
 
 
-@primitive
+@quiet
 def _narrow(sums: tuple[Array, Array], dtype: Any) -> tuple[Array, Array]:
     keys, values = sums
     xp = namespace_of(keys)
@@ -1019,7 +1022,7 @@ def _narrow(sums: tuple[Array, Array], dtype: Any) -> tuple[Array, Array]:
     return xp.stack(rows, axis=-2), xp.stack(pair, axis=-3)
 
 
-@primitive
+@quiet
 def _share(
     sums: tuple[Array, Array], total: tuple[Array, Array], grads: _Grads
 ) -> _Grads:
@@ -1125,7 +1128,7 @@ def _reverse_logs(
     return (*(None if g is None else _cast(g, dtype) for g in found[:4]), *found[4:])
 
 
-@primitive
+@quiet
 def _log_sums(state: tuple[Array, ...], decays: Array | None) -> _LogSums:
     log_numerator, sign, log_denominator = state
     xp = namespace_of(log_numerator)
@@ -1141,7 +1144,7 @@ def _log_sums(state: tuple[Array, ...], decays: Array | None) -> _LogSums:
     )
 
 
-@primitive
+@quiet
 def _merge_logs(left: _LogSums, right: _LogSums) -> _LogSums:
     xp = namespace_of(left.log_decay)
     forgets = (left.log_decay == -math.inf) | (right.log_decay == -math.inf)
@@ -1154,7 +1157,7 @@ def _merge_logs(left: _LogSums, right: _LogSums) -> _LogSums:
     )
 
 
-@primitive
+@quiet
 def _narrow_logs(sums: _LogSums, dtype: Any) -> tuple[Array, Array, Array]:
     """Return a state in logarithms, in the wide type: blocks are computed in it."""
     del dtype
@@ -1164,7 +1167,7 @@ def _narrow_logs(sums: _LogSums, dtype: Any) -> tuple[Array, Array, Array]:
     return scale + logs, sign, of_keys + key_logs
 
 
-@primitive
+@quiet
 def _share_logs(sums: _LogSums, total: _LogSums, grads: _Grads) -> _Grads:
     """Return g log |part| = g log |total| · part / total, 0 where either is."""
     xp = namespace_of(sums.log_decay)

@@ -9,17 +9,19 @@ import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import dask.array as da
 import numpy as np
 from dask.array.utils import meta_from_array
-from dask._task_spec import Alias, DataNode, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 Array: TypeAlias = Any
 Index: TypeAlias = tuple[str, ...]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # Partial results that one task joins.
 FAN_IN = 8
@@ -56,6 +58,17 @@ class _OneThread:
 
 
 one_thread = _OneThread()
+
+
+def quiet(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let infinities and NaN pass a task without warnings."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def cut_alike(
@@ -148,7 +161,7 @@ def pick(
 ) -> Array:
     """Return what stands at a place of the tuples that are the blocks of an array."""
     dtype = blocks.dtype if dtype is None else dtype
-    new = {name: size for name, size in (sizes or {}).items() if name not in of}
+    new = {name: sizes[name] for name in index if sizes and name not in of}
     return da.blockwise(
         operator.itemgetter(place),
         index,
@@ -252,16 +265,16 @@ def prefixes(
 
         def add(left: Any, right: Any, lane: Any = lane, nodes: Any = nodes) -> Any:
             key = (f"merge-{token}", *lane, next(nodes))
-            graph[key] = Task(key, fold, TaskRef(left), TaskRef(right))
+            graph[key] = (fold, left, right)
             return key
 
         found = _inclusive([*first, *((parts.name, *place) for place in places)], add)
         before = found[:-1] if first else [None, *found[:-1]]
         for place, node in zip(places, before, strict=True):
             key = (entries, *place)
-            graph[key] = DataNode(key, None) if node is None else Alias(key, node)
+            graph[key] = node
         key = (total, *lane)
-        totals[key] = Alias(key, found[-1])
+        totals[key] = found[-1]
     sources = [parts] if start is None else [parts, start]
     layers = HighLevelGraph.from_collections(entries, graph, dependencies=sources)
     chunks = parts.chunks[:axis] + parts.chunks[axis + 1 :]
@@ -307,12 +320,7 @@ def chain(
             before = (name, *lane[:axis], neighbour, *lane[axis:])
         elif start is not None:
             before = (start.name, *lane)
-        graph[key] = Task(
-            key,
-            function,
-            TaskRef((blocks.name, *place)),
-            None if before is None else TaskRef(before),
-        )
+        graph[key] = (function, (blocks.name, *place), before)
     sources = [blocks] if start is None else [blocks, start]
     layers = HighLevelGraph.from_collections(name, graph, dependencies=sources)
     return da.Array(layers, name, blocks.chunks, meta=blocks)
@@ -325,7 +333,7 @@ def edge_blocks(blocks: Array, axis: int, place: int) -> Array:
     graph: dict[Any, Any] = {}
     for lane in itertools.product(*map(range, lanes)):
         key = (name, *lane)
-        graph[key] = Alias(key, (blocks.name, *lane[:axis], place, *lane[axis:]))
+        graph[key] = (blocks.name, *lane[:axis], place, *lane[axis:])
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[blocks])
     chunks = blocks.chunks[:axis] + blocks.chunks[axis + 1 :]
     return da.Array(layers, name, chunks, meta=meta_from_array(blocks, len(chunks)))

@@ -22,14 +22,14 @@ from subquad._backends.dask.common import (
     cut_alike,
     entering,
     given,
-    joined,
     one_thread,
     part_of,
     pick,
     prefixes,
+    quiet,
 )
 from subquad._dispatch import namespace_of
-from subquad._reference._common import primitive, wide_dtype
+from subquad._reference._common import wide_dtype
 from subquad._reference._sums import (
     Sums,
     add,
@@ -249,7 +249,7 @@ def _log_sums_pull(
     return _same_run(part, _share(sums, end, value))
 
 
-@primitive
+@quiet
 def _share(
     sums: tuple[Array, Array], end: tuple[Array, Array] | None, value: Array | None
 ) -> _Linear:
@@ -359,7 +359,7 @@ def _signed_sums(
     return parts, prefixes(parts, axis, _merge_signed, None, reverse)[0]
 
 
-@primitive
+@quiet
 def _signed_part(x: Array, sign: Array, *, axis: int) -> Part:
     xp = namespace_of(x)
     exponents, weights = _wide(x), _wide(sign)
@@ -371,13 +371,13 @@ def _signed_part(x: Array, sign: Array, *, axis: int) -> Part:
     return part_of(None, x.shape[axis], False, _Signed(peak, sums))
 
 
-@primitive
+@quiet
 def _merge_signed(left: _Signed, right: _Signed) -> _Signed:
     xp = namespace_of(left.peak)
     return _Signed(xp.maximum(left.peak, right.peak), add(xp, left.sums, right.sums))
 
 
-@primitive
+@quiet
 def _signed_block(
     x: Array,
     sign: Array,
@@ -428,7 +428,7 @@ def _after_signed(
     )
 
 
-@primitive
+@quiet
 def _signed_pull(
     x: Array,
     sign: Array,
@@ -462,14 +462,14 @@ def _signed_pull(
     return gx, gsign, part._replace(sums=pull)
 
 
-@primitive
+@quiet
 def _merge_pulls(later: _Pull, earlier: _Pull) -> _Pull:
     xp = namespace_of(later.value)
     more = _times(xp, later.value, xp.exp(earlier.peak - later.peak))
     return _Pull(earlier.peak, earlier.value + more)
 
 
-@primitive
+@quiet
 def _signed_vjp_block(
     x: Array,
     sign: Array,
@@ -581,7 +581,7 @@ def _decayed_sums(
     return parts, *prefixes(parts, axis, _merge_decayed, start, reverse)
 
 
-@primitive
+@quiet
 def _decayed_part(
     log_a: Array, log_b: Array, segments: Array, *, axis: int, reverse: bool
 ) -> Part:
@@ -601,7 +601,7 @@ def _decayed_part(
     return part_of(segments, log_a.shape[axis], reverse, sums)
 
 
-@primitive
+@quiet
 def _decayed_given(state: Array) -> Part:
     xp = namespace_of(state)
     logs = _wide(state)
@@ -609,7 +609,7 @@ def _decayed_given(state: Array) -> Part:
     return given(_Decayed(xp.zeros_like(logs), sums))
 
 
-@primitive
+@quiet
 def _merge_decayed(left: _Decayed, right: _Decayed) -> _Decayed:
     xp = namespace_of(left.log_factor)
     forgets = (left.log_factor == -math.inf) | (right.log_factor == -math.inf)
@@ -618,7 +618,7 @@ def _merge_decayed(left: _Decayed, right: _Decayed) -> _Decayed:
     return _Decayed(factor, add(xp, earlier, right.sums))
 
 
-@primitive
+@quiet
 def _recurrence_block(
     log_a: Array,
     log_b: Array,
@@ -668,7 +668,7 @@ def _after_decayed(
     ), 1
 
 
-@primitive
+@quiet
 def _recurrence_pull(
     log_a: Array,
     log_b: Array,
@@ -700,7 +700,7 @@ def _recurrence_pull(
     return _same_run(part, _Linear(factor, _wide(value)))
 
 
-@primitive
+@quiet
 def _recurrence_vjp_block(
     log_a: Array,
     log_b: Array,
@@ -781,13 +781,13 @@ def _pulled(
     return prefixes(maps, axis, _follow, start, not reverse)
 
 
-@primitive
+@quiet
 def _given_gradient(grad: Array) -> Part:
     value = _wide(grad)
     return given(_Linear(namespace_of(value).zeros_like(value), value))
 
 
-@primitive
+@quiet
 def _follow(later: _Linear, earlier: _Linear) -> _Linear:
     xp = namespace_of(later.value)
     return _Linear(
