@@ -292,7 +292,7 @@ def test_derivatives_of_derivatives(name):
     forward = jax.jit(lambda a: jax.jvp(lambda *a: gradient(*a), a, ways)[1])(arrays)
     of_x = lambda x: along((x, *arrays[1:]))
     of_all = lambda x: jax.grad(along)(arrays)
-    # In a weight of 1 the reference's own reverse is NaN.
+    # In the weights the reverse of the reference's reverse is NaN.
     reverse = jax.jit(jax.grad(of_x) if name == "signed" else of_all)(arrays[0])
     compiled = jax.jit(gradient)
     step = 1e-5

@@ -73,14 +73,15 @@ def test_derivatives(number, scale):
     if call.func is log_abs:
         sign = torch.tensor([[1, -0.5, 0, 2, 3], [1, 1, -3, 4, -7]])
         arrays[1] = sign.double().requires_grad_()
-    assert gradcheck(call, arrays, check_forward_ad=True)
-    assert gradgradcheck(call, arrays, check_fwd_over_rev=True)
+    options = {"fast_mode": True}
+    assert gradcheck(call, arrays, check_forward_ad=True, **options)
+    assert gradgradcheck(call, arrays, check_fwd_over_rev=True, **options)
 
 
-@pytest.mark.parametrize("number", range(len(all_calls())))
+@pytest.mark.parametrize("number", [4, 5, 10])
 def test_third_derivatives(number):
     call, shapes = all_calls()[number]
-    arrays = tensors(*shapes, seed=1, grad=True)
+    arrays = tensors(*(shape[1:] for shape in shapes), seed=1, grad=True)
 
     def first(*given):
         found = call(*given)
@@ -89,7 +90,7 @@ def test_third_derivatives(number):
             sum((out**2).sum() for out in found), given, create_graph=True
         )
 
-    assert gradgradcheck(first, arrays, check_fwd_over_rev=True)
+    assert gradgradcheck(first, arrays, fast_mode=True)
 
 
 def test_forward_mode_of_forward_mode():
@@ -329,18 +330,18 @@ def test_vmap_is_a_loop(number):
 def test_vmap_over_segments():
     (x,) = tensors((3, 5))
     segments = torch.tensor([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 2]])
-    call = lambda x, ids: sq.logcumsumexp(x, segment_ids=ids)  # noqa: E731
+    call = lambda x, ids: sq.logcumsumexp(x, segment_ids=ids)
     out = torch.vmap(call)(x, segments)
     torch.testing.assert_close(out, looped(call, (0, 0), (x, segments))[0])
 
 
 def test_functional_transforms():
     x, y = tensors((3, 5), (3, 5))
-    f = lambda x: sq.logcumsumexp(x)  # noqa: E731
-    g = lambda x: torch.logcumsumexp(x, -1)  # noqa: E731
+    f = lambda x: sq.logcumsumexp(x)
+    g = lambda x: torch.logcumsumexp(x, -1)
     for transform in (torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(transform(f)(x), transform(g)(x))
-    total = lambda h: lambda x: (y * h(x).square()).sum()  # noqa: E731
+    total = lambda h: lambda x: (y * h(x).square()).sum()
     ours, theirs = (torch.func.hessian(total(h))(x) for h in (f, g))
     torch.testing.assert_close(ours, theirs)
     rows = torch.vmap(torch.func.grad(lambda x: f(x).square().sum()))(x)

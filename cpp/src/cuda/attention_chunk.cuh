@@ -320,8 +320,8 @@ SUBQUAD_DEVICE void add_product(typename square_tile<T>::accumulators& sums,
   }
 }
 
-// Of a product over `left` elements, `most` of which are in the tile, zeros from there on: a multiple
-// of what the tensor cores multiply at once.
+// The depth of a product over `left` elements, at most `most` of which are in the tile, and zeros
+// after them: a multiple of what the tensor cores multiply at once.
 SUBQUAD_DEVICE int product_depth(int left, int most) {
   return left < most ? (left + 7) / 8 * 8 : most;
 }
@@ -354,8 +354,8 @@ SUBQUAD_DEVICE void stage_columns(T* to, int stride, const matrix_view<const T>&
   }
 }
 
-// Starts copies of the features from `first` on of 64 tokens, zeros where there are none, to rows of
-// kStride elements.
+// Starts copies of the features from `first` on of 64 tokens, zeros where there are none, to rows
+// of kStride elements.
 template <int kFeatures, int kStride, class T>
 SUBQUAD_DEVICE void stage_features(T* to, const matrix_view<const T>& from, int tokens, int first,
                                    int d_k) {
@@ -436,7 +436,7 @@ SUBQUAD_DEVICE bool attends(const chunk_tokens<T>& tokens, reach attended, int r
   return tokens.run[row] == tokens.run[key] && (attended == reach::run || key <= row);
 }
 
-// The logarithm of what a key counts for a row, q left out of it.
+// Features of pairs that threads see at once.
 inline constexpr int kPairFeatures = 64;
 inline constexpr int kPairLanes = kAttentionThreads / kTokens;  // threads that share a key
 
@@ -516,8 +516,9 @@ SUBQUAD_DEVICE void add_pair_maxima(const chunk_tokens<T>& tokens, reach attende
             });
 }
 
-// sums[i] += sum_k a(row, k) b(k, column), k < depth, in plain arithmetic, for the rows 16 (thread /
-// 64) + i and the column thread % 64. What has weight 0 counts for nothing, whatever it is.
+// sums[i] += sum_k weights(row, k) elements(k, column), k < depth, in plain arithmetic, for the row
+// thread / 64 * 16 + i and the column thread % 64. What has weight 0 counts for nothing, whatever
+// it is.
 inline constexpr int kPlainRows = kTokens / (kAttentionThreads / kTokens);
 template <class T, class Weights, class Elements>
 SUBQUAD_DEVICE void add_plain(T (&sums)[kPlainRows], int depth, Weights&& weights,

@@ -114,7 +114,7 @@ struct chunk_scales {
     __syncthreads();
   }
 
-  // Calls body(i, row, decay) for the rows of the thread's group, in order, kUnroll of them at once.
+  // Calls body(i, row, decay) for the rows of the thread's group, in order, kUnroll at once.
   template <int kUnroll = kSteps, class Body>
   SUBQUAD_DEVICE void each_row(const attention_inputs<T>& in, const chunk_tokens<T>& tokens,
                                int first, Body&& body) const {

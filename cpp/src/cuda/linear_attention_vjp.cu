@@ -57,10 +57,10 @@ struct attention_gradients {
 
 // Sums over rows, by chunk: with q~_tr = exp(log_q_tr - log_z_t),
 //   sums = sum_t q~_t grad_y_t^T;  column = sum_t q~_t p_t,  p_t the product that row_sums keeps
-// in the units exp(-scale) of the states that the rows attend. `after` holds for each chunk those of
-// the rows that come after it, with what the final state adds, in the scale of the state after the
-// chunk; `before`, where keys are attended from before, those of rows that come before it. Where
-// all rows attend all keys, slot `chunks` of `after` holds them all.
+// in the units exp(-scale) of the states that the rows attend. `after` holds for each chunk those
+// of the rows that come after it, with what the final state adds, in the scale of the state after
+// the chunk; `before`, where keys are attended from before, those of rows that come before it.
+// Where all rows attend all keys, slot `chunks` of `after` holds them all.
 template <class T>
 struct reverse_states {
   chunk_states<T> after;
@@ -320,9 +320,9 @@ struct gradient_shared {
   }
 };
 
-// exp(key - decay - top) of a key, in the scale of the chunk, times this is exp(key - scale) decayed
-// to the end: the factor of a source of keys. Where that is beyond what a good chunk has, there are
-// no keys.
+// The factor of a source of keys: exp(key - decay - top) of a key, in the scale of the chunk, times
+// this is exp(key - scale) decayed to the end. Where that is beyond what a good chunk has, there
+// are no keys.
 template <class T>
 SUBQUAD_DEVICE T key_source_factor(double scale, double decay, double top) {
   const double exponent = decay + top - scale;
@@ -367,9 +367,9 @@ SUBQUAD_DEVICE void each_source_key(const attention_inputs<T>& in, const chunk_t
 //   grad_log_q = q~ (grad_y S^T - p Z^T + dW k^);  grad_log_k = k^ (v R^T - 1 U^T + dW^T q~)
 //   grad_log_decay_t = sum_{s >= t} (grad_log_q_s - grad_log_k_s), in float64 and from
 //     <S, R> - Z U at the end of the chunk on, to the next border or decay of -inf.
-// Values are relative to the centre. As the rows' sums, chunks that are out of range and sums that
-// are not finite are left to a second kernel (kPlain), which computes them from weights of pairs, in
-// plain arithmetic.
+// Values are relative to the centre. As with the rows' sums, chunks that are out of range and sums
+// that are not finite are left to a second kernel (kPlain), which computes them from weights of
+// pairs, in plain arithmetic.
 //
 // Nothing aliases. Each product is within the bounds of tile_product on sums of sizes.
 template <class T, bool kPlain>

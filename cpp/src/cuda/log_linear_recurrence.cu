@@ -185,9 +185,9 @@ struct affine {
 // The factor of all steps of a thread is the ratio of the states before and after them, and not the
 // product of its p: rounding does not add up over the length of a lane.
 template <class T>
-struct recurrence_vjp_task : recurrence<T, 7, kFewScanSteps<T>> {
+struct recurrence_vjp_task : recurrence<T, 7, 4> {
   enum { kA, kB, kGrad, kGradA, kGradB, kState, kGradState, kArrays };
-  using base = recurrence<T, kArrays, kFewScanSteps<T>>;
+  using base = recurrence<T, kArrays, 4>;
   using base::kSteps;
   using typename base::state;
   using adjoint = affine;

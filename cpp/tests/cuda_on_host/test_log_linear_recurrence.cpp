@@ -14,7 +14,7 @@ namespace {
 using namespace subquad::cuda::on_host;
 using subquad::array_view;
 
-// float32 takes 2048 steps of a lane at once, float64 1024.
+// float32 takes 2048 steps of a lane at once, float64 and the reverse 1024.
 template <class T>
 constexpr std::int64_t kTile = sizeof(T) == 8 ? 1024 : 2048;
 

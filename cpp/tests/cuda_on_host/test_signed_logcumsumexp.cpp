@@ -15,6 +15,7 @@ namespace {
 using namespace subquad::cuda::on_host;
 using subquad::array_view;
 
+// Steps of a lane that are taken at once, by the reverse half of them.
 constexpr std::int64_t kTile = 2048;
 
 template <class T>

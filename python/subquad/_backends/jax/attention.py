@@ -7,9 +7,10 @@ stands for depends on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax import lax
 from jax import numpy as jnp
 
 from subquad._backends.jax.common import (
@@ -154,14 +155,63 @@ def _plan_log_vjp(*inputs: Any, causal: bool, needs: Sequence[bool]) -> Plan:
     )
 
 
+def _by_reference(*inputs: Any, **parameters: Any) -> tuple[Array | None, ...]:
+    function: Any = reference.linear_attention
+    *rows, keys, values = function(*_with_constant_scale(inputs), **parameters)
+    if keys is not None:
+        change = _change_of_scale(keys)
+        keys = _constant_in(keys)
+        keys, values = _in_scale(keys, values, change)
+    return (*rows, keys, values)
+
+
 def _vjp_by_reference(
     *inputs: Any, causal: bool, needs: Sequence[bool]
 ) -> tuple[Array | None, ...]:
     count = len(_CORES)
+    forward, beside = _with_constant_scale(inputs[:count]), inputs[count:]
+    *rows, keys, values = beside
+    if keys is not None or values is not None:
+        final: Any = reference.linear_attention
+        options = (causal, False, False, True)
+        last = final(*forward[:2], None, *forward[3:], *options)[2]
+        keys, values = _in_scale(keys, values, _change_of_scale(last))
     function: Any = reference.linear_attention_vjp
     found: tuple[Array | None, ...]
-    found = function(*inputs[:count], causal, *inputs[count:], needs)
+    found = function(*forward, causal, *rows, keys, values, needs)
     return found
+
+
+def _with_constant_scale(inputs: Sequence[Any]) -> list[Any]:
+    *others, keys, values = inputs
+    if keys is not None:
+        keys = _constant_in(keys)
+    return [*others, keys, values]
+
+
+def _constant_in(keys: Array) -> Array:
+    """Return the sums over keys with a scale that is a constant."""
+    scale = lax.stop_gradient(keys[..., :2, :])
+    return jnp.concat([scale, keys[..., 2:, :]], axis=-2)
+
+
+def _change_of_scale(keys: Array) -> Array:
+    """Return 1 that changes as the scale does, which in the reference follows keys."""
+    scale = keys[..., 0, :] + keys[..., 1, :]
+    change = scale - lax.stop_gradient(scale)
+    return jnp.exp(jnp.where(jnp.isfinite(scale), change, 0.0))
+
+
+def _in_scale(
+    keys: Array | None, values: Array | None, change: Array
+) -> tuple[Array | None, Array | None]:
+    """Return sums, or their gradients, in the scale that is a constant."""
+    if keys is not None:
+        one = jnp.ones_like(change)
+        keys = keys * jnp.stack([one, one, change, change, one], axis=-2)
+    if values is not None:
+        values = values * change[..., None, :, None]
+    return keys, values
 
 
 def _log_vjp_by_reference(
@@ -174,9 +224,7 @@ def _log_vjp_by_reference(
     return found
 
 
-_LINEAR = Kernel(
-    "linear_attention", _plan, listed(reference.linear_attention), "ffffbiff"
-)
+_LINEAR = Kernel("linear_attention", _plan, listed(_by_reference), "ffffbiff")
 _LINEAR_VJP = Kernel(
     "linear_attention_vjp", _plan_vjp, listed(_vjp_by_reference), "ffffbifffffff"
 )
@@ -215,65 +263,34 @@ def _log_arguments(
     return (*inputs, *grads)
 
 
-def _tangents(
-    inputs: Sequence[Any],
-    kept: Sequence[Any],
-    tangents: Sequence[Any],
-    **parameters: Any,
-) -> list[Array]:
-    del kept
-    moved = dict(zip(_MOVES, tangents, strict=True))
-    if moved[6] is not None:
-        moved[6] = moved[6].at[..., :2, :].set(0.0)
-    values, found = _push(_LINEAR, inputs, moved, **parameters)
-    if not parameters["with_state"]:
-        return found
-    (keys, sums), (t_keys, t_sums) = values[-2:], found[-2:]
-    # The reference's scale follows the keys: its change becomes one of the sums.
-    scale = t_keys[..., 0, :] + t_keys[..., 1, :]
-    total = keys[..., 2, :] + keys[..., 3, :]
-    change = t_keys[..., 2, :] + t_keys[..., 3, :] + _times(total, scale)
-    none = jnp.zeros_like(change)
-    total = sums[..., 0, :, :] + sums[..., 1, :, :]
-    change_of_values = t_sums[..., 0, :, :] + t_sums[..., 1, :, :]
-    change_of_values = change_of_values + _times(total, scale[..., None])
-    return [
-        *found[:-2],
-        jnp.stack([none, none, change, none, t_keys[..., 4, :]], axis=-2),
-        jnp.stack([change_of_values, jnp.zeros_like(change_of_values)], axis=-3),
-    ]
+def _tangents_of(
+    kernel: Kernel, moves: Sequence[int], results: Sequence[int]
+) -> Callable[..., list[Array]]:
+    def tangents(
+        inputs: Sequence[Any],
+        kept: Sequence[Any],
+        tangents: Sequence[Any],
+        **parameters: Any,
+    ) -> list[Array]:
+        del kept
+
+        def function(*arrays: Any) -> list[Array]:
+            return kernel.by_reference(*arrays, **parameters)
+
+        moved = {
+            place: tangent
+            for place, tangent in zip(moves, tangents, strict=True)
+            if tangent is not None
+        }
+        _, found = push(function, inputs, list(moved), list(moved.values()))
+        outputs = kernel.plan(*inputs, **parameters).outputs
+        by_output = spread(found, [output is not None for output in outputs])
+        return [by_output[i] for i in results if by_output[i] is not None]
+
+    return tangents
 
 
-def _log_tangents(
-    inputs: Sequence[Any],
-    kept: Sequence[Any],
-    tangents: Sequence[Any],
-    **parameters: Any,
-) -> list[Array]:
-    del kept
-    moved = dict(zip(_LOG_MOVES, tangents, strict=True))
-    _, found = _push(_LOG, inputs, moved, **parameters)
-    outputs = _LOG.plan(*inputs, **parameters).outputs
-    results = spread(found, [output is not None for output in outputs])
-    return [results[place] for place in _LOG_RESULTS if results[place] is not None]
-
-
-def _push(
-    kernel: Kernel, inputs: Sequence[Any], moved: dict[int, Any], **parameters: Any
-) -> tuple[list[Array], list[Array]]:
-    """Return values and tangents of the reference; None is a tangent of 0."""
-
-    def function(*arrays: Any) -> list[Array]:
-        return kernel.by_reference(*arrays, **parameters)
-
-    places = [place for place, tangent in moved.items() if tangent is not None]
-    return push(function, inputs, places, [moved[place] for place in places])
-
-
-def _times(total: Array, tangent: Array) -> Array:
-    return jnp.where(total == 0.0, 0.0, total * tangent)
-
-
+_RESULTS = (0, 1, 2, 3)
 _LOG_RESULTS = (0, 2, 3, 5)
 
 differentiate(
@@ -281,10 +298,10 @@ differentiate(
     Derivative(
         _LINEAR_VJP,
         moves=_MOVES,
-        results=(0, 1, 2, 3),
+        results=_RESULTS,
         kept=(0,),
         arguments=_arguments,
-        tangents=_tangents,
+        tangents=_tangents_of(_LINEAR, _MOVES, _RESULTS),
         parameters=("causal",),
     ),
 )
@@ -296,7 +313,7 @@ differentiate(
         results=_LOG_RESULTS,
         kept=(),
         arguments=_log_arguments,
-        tangents=_log_tangents,
+        tangents=_tangents_of(_LOG, _LOG_MOVES, _LOG_RESULTS),
         parameters=("causal",),
     ),
 )

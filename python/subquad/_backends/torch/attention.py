@@ -178,7 +178,8 @@ def attention_step(
         return y, log_z
     folded = states.fold_recent(*state)
     sequence = [None if array is None else array[..., None, :] for array in token]
-    y, log_z, keys, values = linear_attention(
+    attend: Callable[..., Any] = linear_attention
+    y, log_z, keys, values = attend(
         *sequence, None, None, *folded, True, empty_is_nan, with_log_z, True
     )
     key_sums.copy_(keys)
@@ -187,7 +188,7 @@ def attention_step(
     return y[..., 0, :], None if log_z is None else log_z[..., 0]
 
 
-# -------------------------------------------------- derivatives in torch's own operators
+# ------------------------------------------------- derivatives in torch's own operators
 
 
 class _Form(NamedTuple):
@@ -216,7 +217,8 @@ def _constant_scales(*arguments: Any) -> tuple[Optional, ...]:
     """Return what the reference does, the scales of states as constants."""
     *arrays, causal, empty_is_nan, with_log_z, with_state = arguments
     *before, key_sums, value_sums = arrays
-    y, log_z, keys, values = reference.linear_attention(
+    attend: Callable[..., Any] = reference.linear_attention
+    y, log_z, keys, values = attend(
         *before,
         _with_constant_scale(key_sums),
         value_sums,
@@ -320,10 +322,8 @@ def _backward_vjp(form: _Form) -> Callable[..., Any]:
             )
             return tuple(g for g in found if g is not None)
 
-        reached: Any
-        reached, reverse = torch.func.vjp(
-            gradients, *(arguments[place] for place in places)
-        )
+        pair: Any = torch.func.vjp(gradients, *(arguments[place] for place in places))
+        reached, reverse = pair
         asked = [move for move, needed in zip(moves, needs, strict=True) if needed]
         found = reverse(
             tuple(

@@ -205,13 +205,14 @@ _RUN = (
     "bool reverse, bool exclusive"
 )
 _RUN_LENGTH = 7
+_primitive_vjp: Callable[..., Any] = logcumsumexp_vjp
 
 
 def _v(run: Sequence[Any], g: Optional, g_final: Optional) -> tuple[Optional, Optional]:
     if not _known(g, g_final):
         return None, None
     needs = (True, run[1] is not None)
-    gx, gs = logcumsumexp_vjp(*run, g, g_final, needs)
+    gx, gs = _primitive_vjp(*run, g, g_final, needs)
     return gx, gs
 
 
@@ -263,7 +264,7 @@ def _backward(
     g_final = g_final if with_state else None
     if _known(g, g_final):
         needs = ctx.needs_input_grad
-        gx, gs = logcumsumexp_vjp(*run, g, g_final, (needs[0], needs[1] or needs[2]))
+        gx, gs = _primitive_vjp(*run, g, g_final, (needs[0], needs[1] or needs[2]))
     return (gx, *_of_state(run, gs), None, None, None, None, None)
 
 
@@ -374,12 +375,13 @@ _logcumsumexp_jvp = define(
 
 _SIGNED = "Tensor x, Tensor sign, int axis, bool reverse, bool exclusive"
 _SIGNED_LENGTH = 5
+_signed_primitive_vjp: Callable[..., Any] = signed_logcumsumexp_vjp
 
 
 def _signed_v(run: Sequence[Any], g: Optional) -> tuple[Optional, Optional]:
     if g is None:
         return None, None
-    gx, gsign = signed_logcumsumexp_vjp(*run, g, (True, True))
+    gx, gsign = _signed_primitive_vjp(*run, g, (True, True))
     return gx, gsign
 
 
@@ -414,7 +416,7 @@ def _signed_backward(ctx: Any, g: Optional, g_sign: Optional) -> tuple[Any, ...]
     run, _ = saved(ctx)
     gx, gsign = None, None
     if g is not None:
-        gx, gsign = signed_logcumsumexp_vjp(*run, g, ctx.needs_input_grad[:2])
+        gx, gsign = _signed_primitive_vjp(*run, g, ctx.needs_input_grad[:2])
     return gx, gsign, None, None, None
 
 
@@ -506,6 +508,7 @@ _RECURRENCE = (
     "bool reverse"
 )
 _RECURRENCE_LENGTH = 6
+_recurrence_primitive_vjp: Callable[..., Any] = log_linear_recurrence_vjp
 
 
 def _recurrence_v(
@@ -514,7 +517,7 @@ def _recurrence_v(
     if g is None:
         return None, None, None
     needs = (True, True, run[2] is not None)
-    ga, gb, gs = log_linear_recurrence_vjp(*run, g, needs)
+    ga, gb, gs = _recurrence_primitive_vjp(*run, g, needs)
     return ga, gb, gs
 
 
@@ -599,7 +602,7 @@ def _recurrence_backward(ctx: Any, g: Optional) -> tuple[Any, ...]:
     run, _ = saved(ctx)
     found: tuple[Optional, ...] = (None, None, None)
     if g is not None:
-        found = log_linear_recurrence_vjp(*run, g, ctx.needs_input_grad[:3])
+        found = _recurrence_primitive_vjp(*run, g, ctx.needs_input_grad[:3])
     return *found, None, None, None
 
 
