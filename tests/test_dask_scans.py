@@ -14,7 +14,6 @@ da = dask.array
 __all__ = ["lazy"]
 
 INF, NAN = np.inf, np.nan
-DTYPES = [np.float32, np.float64]
 FLAGS = list(itertools.product([False, True], repeat=2))
 
 # Of 23 entries along the scan.
@@ -26,7 +25,19 @@ ALONG = [
     (4,) * 5 + (3,),
     (1,) * 23,
 ]
+CUTS = [
+    ((10, 13), np.float64),
+    ((0, 5, 0, 1, 17, 0), np.float64),
+    ((1, 1, 20, 1), np.float32),
+]
 SEGMENTS = np.repeat([4, 4, 7, 1, 4], [1, 9, 6, 1, 6])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tasks, faster without threads."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
 
 
 def chunked(array, **pieces):
@@ -41,7 +52,7 @@ def chunked(array, **pieces):
     return da.from_array(array, chunks=tuple(chunks))
 
 
-def check(lazy_array, expected, count=4, floor=16.0, scale=None):
+def check(lazy_array, expected, count=4, floor=16.0, scale=None, computed=None):
     """Equal NumPy's to units in the last place of a size; and the metadata is right."""
     expected = np.asarray(expected)
     assert isinstance(lazy_array, da.Array)
@@ -49,7 +60,7 @@ def check(lazy_array, expected, count=4, floor=16.0, scale=None):
     assert lazy_array.dtype == expected.dtype
     assert lazy_array._meta.dtype == expected.dtype
     assert lazy_array._meta.ndim == expected.ndim
-    found = lazy_array.compute()
+    found = lazy_array.compute() if computed is None else computed
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     for axis, sizes in enumerate(lazy_array.chunks):
@@ -69,8 +80,9 @@ def scores(seed, *shape, dtype=np.float64, scale=3.0):
 # ------------------------------------------------------------------------------ scans
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG, ids=str)
+@pytest.mark.parametrize(
+    "along, dtype", [*((along, np.float64) for along in ALONG), *CUTS[2:]], ids=str
+)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_logcumsumexp(along, reverse, exclusive, dtype, lazy):
     x = scores(0, 5, 23, 2, dtype=dtype, scale=40)
@@ -103,8 +115,7 @@ def test_the_remainder_is_kept():
     assert abs(float(log_sum) + float(remainder) - np.log(20_000)) < 1e-11
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG, ids=str)
+@pytest.mark.parametrize("along, dtype", CUTS, ids=str)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_signed(along, reverse, exclusive, dtype, lazy):
     x = scores(2, 3, 23, dtype=dtype)
@@ -123,12 +134,13 @@ def test_signed(along, reverse, exclusive, dtype, lazy):
         grads = sq.vjp.signed_logcumsumexp(*arrays, **options)
     # Where sums cancel, logarithms and gradients are as large as the loss of digits.
     lost = np.exp(np.max(np.abs(x)) - expected.log_abs.astype(float))
-    kept = lost < 1e6
+    kept = (lost < 1e6) & (expected.log_abs > -INF)
     wide = np.finfo(np.float64).eps * 32 * lost[kept]
     unit = np.finfo(dtype).eps * 4 * np.maximum(np.abs(expected.log_abs[kept]), 16)
     log_abs, signs = found.log_abs.compute(), found.sign.compute()
     assert log_abs.dtype == signs.dtype == dtype
-    assert (np.abs(log_abs - expected.log_abs)[kept] <= wide + unit).all()
+    assert (log_abs[expected.log_abs == -INF] == -INF).all()
+    assert (np.abs(log_abs[kept] - expected.log_abs[kept]) <= wide + unit).all()
     np.testing.assert_array_equal(signs[kept], expected.sign[kept])
     for one, other in zip(grads, expected_grads, strict=True):
         rows = [0, 2]
@@ -140,8 +152,7 @@ def test_signed(along, reverse, exclusive, dtype, lazy):
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG, ids=str)
+@pytest.mark.parametrize("along, dtype", CUTS, ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_recurrence(along, reverse, dtype, lazy):
     log_a, log_b = scores(5, 4, 23, dtype=dtype), scores(6, 4, 23, dtype=dtype)
@@ -161,8 +172,8 @@ def test_recurrence(along, reverse, dtype, lazy):
         )
         with lazy():
             found = sq.log_linear_recurrence(
-                chunked(log_a, _1=along, _2=(3, 1)),
-                chunked(log_b, _1=(20, 3)),
+                chunked(log_a, _1=(20, 3), _2=(3, 1)),
+                chunked(log_b, _1=along),
                 segment_ids=chunked(segments, _1=(11, 12)),
                 state=chunked(start, _1=(2, 2)),
                 reverse=reverse,
@@ -172,12 +183,7 @@ def test_recurrence(along, reverse, dtype, lazy):
         check(found.state, expected.state)
 
 
-def gradients_of(function, grad, *arrays, **options):
-    return function(grad, *arrays, **options)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG, ids=str)
+@pytest.mark.parametrize("along, dtype", CUTS, ids=str)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_gradients_of_scans(along, reverse, exclusive, dtype, lazy):
     x, grad = scores(8, 3, 23, dtype=dtype), scores(9, 3, 23, dtype=dtype)
@@ -224,8 +230,10 @@ def test_gradients_of_scans(along, reverse, exclusive, dtype, lazy):
 
 def check_gradients(found, expected, dtype, count=64):
     """Equal NumPy's to rounding of the largest, in float64 to that of exponents."""
-    for one, other in zip(found, expected, strict=True):
-        check(one, other, count, scale=max(np.abs(other).max(initial=0), 1e-30))
+    values = dask.compute(*found)
+    for one, other, value in zip(found, expected, values, strict=True):
+        largest = max(np.abs(other).max(initial=0), 1e-30)
+        check(one, other, count, scale=largest, computed=value)
 
 
 # -------------------------------------------------------------------------- attention
@@ -285,8 +293,7 @@ def tolerance(q, k, dtype):
     return 8 * (4 + float(np.abs(q).max() + finite.max()))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG[:5], ids=str)
+@pytest.mark.parametrize("along, dtype", CUTS[1:], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_attention(name, along, dtype, lazy):
     q, k, v, options, before = attention_case(name, dtype)
@@ -330,11 +337,11 @@ def one_decay(state):
 
 def host(state):
     """A state with NumPy's arrays."""
-    return type(state)(**{name: a.compute() for name, a in state._arrays()})
+    names, arrays = zip(*state._arrays(), strict=True)
+    return type(state)(**dict(zip(names, dask.compute(*arrays), strict=True)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG[1:4], ids=str)
+@pytest.mark.parametrize("along, dtype", CUTS[1:], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_attention_in_logarithms(name, along, dtype, lazy):
     q, k, v, options, before = attention_case(name, dtype)
@@ -374,8 +381,7 @@ def test_attention_in_logarithms(name, along, dtype, lazy):
                 )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("along", ALONG[:5], ids=str)
+@pytest.mark.parametrize("along, dtype", CUTS[1:], ids=str)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", ["linear", "log"])
 def test_gradients_of_attention(kind, name, along, dtype, lazy):
@@ -417,8 +423,9 @@ def test_gradients_of_attention(kind, name, along, dtype, lazy):
             pairs = zip(last._arrays(), other._arrays(), strict=True)
             expected = [*expected, *(a for _, (_, a) in pairs)]
         largest = max(np.abs(a).max() for a in expected)
-        for one, other in zip(found, expected, strict=True):
-            check(one, other, 200, scale=largest)
+        values = dask.compute(*found)
+        for one, other, value in zip(found, expected, values, strict=True):
+            check(one, other, 200, scale=largest, computed=value)
 
 
 def vjp_of_logs(grad, q, k, v, **options):
@@ -467,23 +474,12 @@ def test_small_graphs():
         assert len(out.__dask_graph__()) < 600
 
 
-def test_blocks_of_another_library(lazy):
+def test_blocks_of_another_library():
     """Each block is computed by the backend of its own arrays."""
     strict = pytest.importorskip("array_api_strict")
     x = np.linspace(-3, 5, 12)
-
-    class Blocks:
-        shape, dtype, ndim = x.shape, x.dtype, 1
-
-        def __getitem__(self, index):
-            return strict.asarray(x[index])
-
-    del lazy
-    a = da.from_array(
-        Blocks(), chunks=5, asarray=False, meta=strict.asarray(np.empty(0))
-    )
-    found = sq.logcumsumexp(a)
-    parts = [dask.compute(part)[0] for part in found.to_delayed()]
+    blocks = da.from_array(x, chunks=5).map_blocks(strict.asarray, meta=np.empty(0))
+    parts = dask.compute(*sq.logcumsumexp(blocks).to_delayed())
     assert all(type(part) is type(strict.asarray(1.0)) for part in parts)
     np.testing.assert_allclose(
         np.concatenate([np.asarray(part) for part in parts]),

@@ -1,6 +1,7 @@
 // Linear attention on CUDA against the same sums in long double.
 #include <cstring>
 
+#include "arguments.hpp"
 #include "cuda_on_host/attention.hpp"
 #include "subquad/errors.hpp"
 
@@ -34,8 +35,9 @@ struct wanted {
   bool log_q = true;
 };
 
+// Returns how many blocks of rows were left to the plain kernel: the last that is in the workspace.
 template <class T>
-void run(const problem<T>& p, const outputs<T>& out, const wanted& which = {}) {
+std::int64_t run(const problem<T>& p, const outputs<T>& out, const wanted& which = {}) {
   const form& f = p.of;
   const std::int64_t n_q = which.log_q ? f.n_q : 0;
   const auto bytes = static_cast<std::int64_t>(subquad::core::linear_attention_workspace(
@@ -52,6 +54,14 @@ void run(const problem<T>& p, const outputs<T>& out, const wanted& which = {}) {
       f.has_state ? &views[6] : nullptr, f.has_state ? &views[7] : nullptr, f.causal,
       f.empty_is_nan, which.y ? &results[0] : nullptr, which.log_z ? &results[1] : nullptr,
       which.state ? &results[2] : nullptr, which.state ? &results[3] : nullptr, memory.view());
+  const std::int64_t blocks =
+      product(f.batch) * ((n_q + 63) / 64) * std::max<std::int64_t>(1, (f.d_v + 63) / 64);
+  const auto alignment = static_cast<std::int64_t>(subquad::workspace_layout::kAlignment);
+  const auto* begin = static_cast<const std::uint8_t*>(memory.view().data);
+  while (reinterpret_cast<std::uintptr_t>(begin) % subquad::workspace_layout::kAlignment) ++begin;
+  const auto* flags = reinterpret_cast<const std::int32_t*>(
+      begin + bytes - alignment - (blocks * 4 + alignment - 1) / alignment * alignment);
+  return std::count(flags, flags + blocks, 1);
 }
 
 template <class T>
@@ -321,6 +331,14 @@ void check_ramps() {
       check(p);
     }
   }
+  // Rows before the first key attend the state alone.
+  form f = sized(70, 4, 3);
+  f.has_state = true;
+  f.kept = 0.9;
+  const problem<T> late(f);
+  late.key_mask.each([&](std::uint8_t& e, const shape& at) { e = at[0] > 4; });
+  late.log_k.each([&](T& e, const shape&) { e += 1000; });
+  check(late);
   const problem<T> jumps(sized(100, 4, 3));
   jumps.log_k.each([&](T& e, const shape& at) {
     e += static_cast<T>(at[0] < 20 ? -1e4 : at[0] < 75 ? 0.0 : 1e4);
@@ -367,6 +385,23 @@ void check_nothing() {
     if (at[0] < 70) e = nan;
   });
   check(padded);
+}
+
+// Tensor cores have what is in range.
+template <class T>
+void check_paths() {
+  form f = sized(200, 16, 8);
+  for (const bool causal : {true, false}) {
+    for (const double scale : {1.0, 1000.0}) {
+      f.causal = causal;
+      f.scale = scale;
+      f.decay = causal && scale < 2 ? 0.05 : -1;
+      f.run = causal ? 40 : 0;
+      const problem<T> p(f);
+      const std::int64_t plain = run(p, outputs<T>(p.of));
+      SUBQUAD_CHECK(plain == (causal && scale > 2 ? 4 : 0));
+    }
+  }
 }
 
 // NaN and infinities reach the rows that attend them, and no others.
@@ -533,6 +568,7 @@ void check_all() {
   check_forgetting<T>();
   check_splits<T>();
   check_small_additions<T>();
+  check_paths<T>();
 }
 
 }  // namespace

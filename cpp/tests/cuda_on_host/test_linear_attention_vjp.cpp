@@ -437,6 +437,14 @@ void check_ramps() {
       check(p);
     }
   }
+  // Rows before the first key attend the state alone.
+  form f = sized(70, 4, 3);
+  f.has_state = true;
+  f.kept = 0.9;
+  const problem<T> late(f);
+  late.key_mask.each([&](std::uint8_t& e, const shape& at) { e = at[0] > 4; });
+  late.log_k.each([&](T& e, const shape&) { e += 1000; });
+  check(late);
 }
 
 // What counts for nothing has no gradient, whatever it holds.

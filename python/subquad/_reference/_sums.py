@@ -28,7 +28,7 @@ def terms(xp: Namespace, exponents: Array, weights: Array) -> Sums:
     scale = xp.where(is_nothing, -math.inf, exponents)
     value = xp.where(is_nothing, 0.0, weights)
     # 1 and -1 at +inf must not cancel, nor must a weight of 2 count twice.
-    value = xp.where(scale == math.inf, value * math.inf, value)
+    value = value * xp.where(scale == math.inf, math.inf, 1.0)
     value = xp.where(xp.isnan(scale), math.nan, value)
     return Sums(scale, value, xp.zeros_like(value))
 

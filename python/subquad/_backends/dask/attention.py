@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 
-from subquad import _dispatch
 from subquad._backends.dask.common import (
     Array,
     Index,
@@ -31,6 +30,7 @@ from subquad._backends.dask.common import (
     entering,
     given,
     joined,
+    kernels,
     one_thread,
     part_of,
     pick,
@@ -93,6 +93,8 @@ class _Kind(NamedTuple):
         (sums, type) -> state.
     share : callable
         (sums, sums that hold them, gradients of those) -> gradients of the first.
+    seed : callable
+        Gradients that come down on a final state -> those that count.
     """
 
     state: tuple[Index, ...]
@@ -104,6 +106,7 @@ class _Kind(NamedTuple):
     merge: Callable[[Any, Any], Any]
     narrow: Callable[[Any, Any], tuple[Array, ...]]
     share: Callable[[Any, Any, _Grads], _Grads]
+    seed: Callable[[Array | None, Array | None], _Grads]
 
 
 # -------- the primitives
@@ -398,8 +401,8 @@ class _Call:
         inputs = self.state_inputs(self.grads_final, self.kind.grads)
         if self.grads_final[0] is None:
             # The library of blocks is that of the first argument.
-            return self.blocks(_pair_flipped, self.batch, inputs[::-1])
-        return self.blocks(_packed, self.batch, inputs)
+            return self.blocks(_seeds_flipped, self.batch, inputs[::-1])
+        return self.blocks(_seeds, self.batch, inputs)
 
     def of_state(self, blocks: Array, place: int) -> list[Array | None]:
         """Return the gradients of the state that went in, a pair in each block."""
@@ -570,9 +573,12 @@ def _packed(*blocks: Any, kind: _Kind) -> tuple[Any, ...]:
     return blocks
 
 
-def _pair_flipped(second: Array, first: Array | None, *, kind: _Kind) -> _Grads:
-    del kind
-    return first, second
+def _seeds(first: Array | None, second: Array | None, *, kind: _Kind) -> _Grads:
+    return kind.seed(first, second)
+
+
+def _seeds_flipped(second: Array, first: Array | None, *, kind: _Kind) -> _Grads:
+    return kind.seed(first, second)
 
 
 def _pair_of(block: tuple[Any, ...], *, kind: _Kind, place: int) -> Any:
@@ -743,12 +749,14 @@ def _pieces(
     after = entering(later, part_of(segments, n, True, None))
     dtype = tokens.log_k.dtype
 
-    def piece(start: int, stop: int, *sums: Any) -> tuple[_Piece, tuple[int, int]]:
-        known = [part for part in sums if part is not None]
+    def piece(
+        start: int, stop: int, before: Any, after: Any
+    ) -> tuple[_Piece, tuple[int, int]]:
+        known = [sums for sums in (before, after) if sums is not None]
         state = (
             kind.narrow(functools.reduce(kind.merge, known), dtype) if known else None
         )
-        return _Piece(_span(tokens, start, stop), *sums, state), (start, stop)
+        return _Piece(_span(tokens, start, stop), before, after, state), (start, stop)
 
     _, tail = _borders(tokens)
     if after is None or tail == 0:
@@ -867,12 +875,13 @@ def _segment_vjp(*arrays: Any, kind: _Kind) -> tuple[Any, ...]:
     del part, head
     rows = arrays[11:]
     xp = namespace_of(tokens.log_k)
-    found, sent = [], [None, None]
+    found: list[tuple[Array | None, ...]] = []
+    sent: list[_Grads | None] = [None, None]
     for piece, (start, stop) in _pieces(kind, tokens, entry, later):
         y, *grads = _span_of_rows(rows, start, stop)
         has_state = piece.state is not None
         with one_thread():
-            gk, gv, gq, _, *of_state = kind.reverse(
+            gk, gv, gq, _, first, second = kind.reverse(
                 piece.tokens,
                 piece.state,
                 False,
@@ -886,7 +895,8 @@ def _segment_vjp(*arrays: Any, kind: _Kind) -> tuple[Any, ...]:
         merged = kind.merge(piece.before, piece.after) if both else None
         for place, sums in enumerate((piece.before, piece.after)):
             if sums is not None:
-                sent[place] = kind.share(sums, merged, of_state) if both else of_state
+                pair = (first, second)
+                sent[place] = kind.share(sums, merged, pair) if both else pair
     joint = (
         parts[0] if len(parts) == 1 or parts[0] is None else xp.concat(parts, axis=-2)
         for parts in zip(*found, strict=True)
@@ -963,7 +973,7 @@ def _run(
     with_state: bool,
 ) -> tuple[tuple[Array | None, ...], tuple[Array, ...] | None]:
     k, v, _, q, *options = tokens
-    y, log_z, *final = _dispatch.backend_for(x=k).linear_attention(
+    y, log_z, *final = kernels(k).linear_attention(
         k,
         v,
         q,
@@ -988,7 +998,7 @@ def _reverse(
 ) -> tuple[Array | None, ...]:
     k, v, _, q, *options = tokens
     final = [None if g is None else _cast(g, k.dtype) for g in grads_final]
-    backend: Any = _dispatch.backend_for(x=k)
+    backend = kernels(k)
     found: tuple[Array | None, ...] = backend.linear_attention_vjp(
         k, v, q, *options, *(state or (None, None)), causal, y, *grads, *final, needs
     )
@@ -1043,6 +1053,19 @@ def _share(
     return g_keys, g_values
 
 
+def _seed(g_keys: Array | None, g_values: Array | None) -> _Grads:
+    """Return gradients in which what rounding took counts as what it was taken from."""
+    if g_keys is not None:
+        xp = namespace_of(g_keys)
+        sums, decay = g_keys[..., 2:3, :], g_keys[..., 4:, :]
+        scale = xp.zeros_like(g_keys[..., :2, :])
+        g_keys = xp.concat([scale, sums, sums, decay], axis=-2)
+    if g_values is not None:
+        sums = g_values[..., :1, :, :]
+        g_values = namespace_of(g_values).concat([sums, sums], axis=-3)
+    return g_keys, g_values
+
+
 _LINEAR = _Kind(
     (("d5", "d"), ("d2", "d", "dv")),
     (("dv",), ()),
@@ -1053,6 +1076,7 @@ _LINEAR = _Kind(
     _merge,
     _narrow,
     _share,
+    _seed,
 )
 
 
@@ -1073,7 +1097,7 @@ def _run_logs(
     if state is not None or with_state:
         tokens = _widened(tokens)
     k, v, sign, q, *options = tokens
-    backend: Any = _dispatch.backend_for(x=k)
+    backend = kernels(k)
     found = backend.log_linear_attention(
         k,
         v,
@@ -1090,10 +1114,10 @@ def _run_logs(
 
 
 def _widened(tokens: _Tokens) -> _Tokens:
-    wide = wide_dtype(namespace_of(tokens.log_k), tokens.log_k)
-    return _Tokens(
-        *(None if a is None else _cast(a, wide) for a in tokens[:5]), *tokens[5:]
-    )
+    k, v, *others = tokens[:5]
+    wide = wide_dtype(namespace_of(k), k)
+    sign, q, decay = (None if a is None else _cast(a, wide) for a in others)
+    return _Tokens(_cast(k, wide), _cast(v, wide), sign, q, decay, *tokens[5:])
 
 
 def _reverse_logs(
@@ -1113,7 +1137,7 @@ def _reverse_logs(
         wide = tokens.log_k.dtype
         all_grads = [None if g is None else _cast(g, wide) for g in all_grads]
     k, v, sign, q, *options = tokens
-    backend: Any = _dispatch.backend_for(x=k)
+    backend = kernels(k)
     found = backend.log_linear_attention_vjp(
         k,
         v,
@@ -1171,7 +1195,7 @@ def _narrow_logs(sums: _LogSums, dtype: Any) -> tuple[Array, Array, Array]:
 def _share_logs(sums: _LogSums, total: _LogSums, grads: _Grads) -> _Grads:
     """Return g log |part| = g log |total| · part / total, 0 where either is."""
     xp = namespace_of(sums.log_decay)
-    found = []
+    found: list[Array | None] = []
     for part, whole, grad in zip(sums[1:], total[1:], grads, strict=True):
         if grad is None:
             found.append(None)
@@ -1181,6 +1205,10 @@ def _share_logs(sums: _LogSums, total: _LogSums, grads: _Grads) -> _Grads:
         ratio = sign * xp.exp(log_one - log_all) * power(xp, one, all_of)
         found.append(xp.where((sign == 0.0) | (grad == 0.0), 0.0, grad * ratio))
     return found[0], found[1]
+
+
+def _both(g_numerator: Array | None, g_denominator: Array | None) -> _Grads:
+    return g_numerator, g_denominator
 
 
 _LOGARITHMIC = _Kind(
@@ -1193,4 +1221,5 @@ _LOGARITHMIC = _Kind(
     _merge_logs,
     _narrow_logs,
     _share_logs,
+    _both,
 )

@@ -17,6 +17,8 @@ from dask.array.utils import meta_from_array
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
+from subquad import _dispatch
+
 Array: TypeAlias = Any
 Index: TypeAlias = tuple[str, ...]
 
@@ -58,6 +60,11 @@ class _OneThread:
 
 
 one_thread = _OneThread()
+
+
+def kernels(array: Array) -> Any:
+    """Return the backend of a block."""
+    return _dispatch.backend_for(block=array)
 
 
 def quiet(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -13,7 +13,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from subquad import _dispatch
 from subquad._backends.dask.common import (
     Array,
     Index,
@@ -22,6 +21,7 @@ from subquad._backends.dask.common import (
     cut_alike,
     entering,
     given,
+    kernels,
     one_thread,
     part_of,
     pick,
@@ -147,7 +147,8 @@ def logcumsumexp_vjp(
         (parts, index),
         (entries, index),
     ]
-    options = {"axis": axis, "reverse": reverse, "exclusive": exclusive}
+    options: dict[str, Any] = {"axis": axis, "reverse": reverse}
+    options["exclusive"] = exclusive
     maps = blockwise(
         functools.partial(_log_sums_pull, **options), index, inputs, x.dtype
     )
@@ -189,7 +190,7 @@ def _log_sums(
 
 def _log_sums_part(x: Array, segments: Array, *, axis: int, reverse: bool) -> Part:
     with one_thread():
-        _, *sums = _dispatch.backend_for(x=x).logcumsumexp(
+        _, *sums = kernels(x).logcumsumexp(
             x, None, None, segments, axis, reverse, False, True
         )
     return part_of(segments, x.shape[axis], reverse, tuple(sums))
@@ -219,7 +220,7 @@ def _logcumsumexp_block(
     part = part_of(segments, x.shape[axis], reverse, None)
     state = entering(entry, part) or (None, None)
     with one_thread():
-        return _dispatch.backend_for(x=x).logcumsumexp(
+        return kernels(x).logcumsumexp(
             x, *state, segments, axis, reverse, exclusive, False
         )[0]
 
@@ -242,7 +243,7 @@ def _log_sums_pull(
     value = None
     if grad is not None:
         with one_thread():
-            _, value = _dispatch.backend_for(x=x).logcumsumexp_vjp(
+            _, value = kernels(x).logcumsumexp_vjp(
                 x, *sums, segments, axis, reverse, exclusive, grad, None, (False, True)
             )
     end = None if part.breaks else merge_log_sums_of(sums, part.sums)
@@ -284,7 +285,7 @@ def _logcumsumexp_vjp_block(
     state = entering(entry, part) or (None, None)
     final = None if reaching is None else xp.astype(reaching.sums.value, x.dtype)
     with one_thread():
-        return _dispatch.backend_for(x=x).logcumsumexp_vjp(
+        return kernels(x).logcumsumexp_vjp(
             x, *state, segments, axis, reverse, exclusive, grad, final, (True, False)
         )[0]
 
@@ -389,7 +390,7 @@ def _signed_block(
 ) -> tuple[Array, ...]:
     exponents, weights, count = _after_signed(x, sign, entry, axis, reverse)
     with one_thread():
-        results = _dispatch.backend_for(x=x).signed_logcumsumexp(
+        results = kernels(x).signed_logcumsumexp(
             exponents, weights, axis, reverse, exclusive
         )
     xp = namespace_of(x)
@@ -412,13 +413,10 @@ def _after_signed(
     xp = namespace_of(x)
     peak, sums = _finite(entry.sums.peak), entry.sums.sums
     exponents, weights = (
-        xp.stack(
-            [xp.broadcast_to(part, peak.shape) for part in parts],
-            axis=axis,
-        )
+        xp.stack(parts[::-1] if reverse else parts, axis=axis)
         for parts in (
-            (peak, sums.scale, sums.scale),
-            (xp.zeros_like(peak), sums.value, sums.rest),
+            [peak, sums.scale, sums.scale],
+            [xp.zeros_like(peak), sums.value, sums.rest],
         )
     )
     return (
@@ -448,7 +446,7 @@ def _signed_pull(
         nothing = xp.zeros_like(_first(exponents, count, axis, reverse))
         grads = _with(nothing, grads, axis, reverse)
     with one_thread():
-        gx, gsign = _dispatch.backend_for(x=x).signed_logcumsumexp_vjp(
+        gx, gsign = kernels(x).signed_logcumsumexp_vjp(
             exponents, weights, axis, reverse, exclusive, grads, (True, True)
         )
     if count:
@@ -572,7 +570,9 @@ def _decayed_sums(
     reverse: bool,
     lanes: Index,
 ) -> tuple[Array, Array, Array]:
-    index, dtype = inputs[0][1], inputs[0][0].dtype
+    log_a: Any
+    log_a, index = inputs[0]
+    dtype = log_a.dtype
     function = functools.partial(_decayed_part, axis=axis, reverse=reverse)
     parts = blockwise(function, index, inputs, dtype)
     start = None
@@ -593,7 +593,7 @@ def _decayed_part(
         logs = xp.full_like(factor, -math.inf)
     else:
         with one_thread():
-            out = _dispatch.backend_for(x=log_a).log_linear_recurrence(
+            out = kernels(log_a).log_linear_recurrence(
                 factors, _wide(log_b), None, segments, axis, reverse
             )
         logs = _edge(out, axis, not reverse)
@@ -633,9 +633,7 @@ def _recurrence_block(
         log_a, log_b, segments, entering(entry, part), axis, reverse
     )
     with one_thread():
-        out = _dispatch.backend_for(x=log_a).log_linear_recurrence(
-            *arguments, axis, reverse
-        )
+        out = kernels(log_a).log_linear_recurrence(*arguments, axis, reverse)
     return _without(out, count, axis, reverse)
 
 
@@ -657,6 +655,8 @@ def _after_decayed(
     scale, logarithm = log_abs(xp, sums.sums)
     state, rest = split(xp, *two_sum(xp, scale, logarithm), log_a.dtype)
     rest = xp.expand_dims(rest, axis=axis)
+    if log_a.shape[axis] == 0:
+        segments = None
     if segments is not None:
         edge = segments[-1:] if reverse else segments[:1]
         segments = _with(edge, segments, 0, reverse)
@@ -750,7 +750,7 @@ def _recurrence_reverse(
         )
         grad = _with(nothing, grad, axis, reverse)
     with one_thread():
-        ga, gb, gs = _dispatch.backend_for(x=log_a).log_linear_recurrence_vjp(
+        ga, gb, gs = kernels(log_a).log_linear_recurrence_vjp(
             *arguments, axis, reverse, grad, needs
         )
     ga, gb = (

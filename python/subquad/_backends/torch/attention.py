@@ -227,7 +227,7 @@ def _constant_scales(*arguments: Any) -> tuple[Optional, ...]:
         with_log_z,
         with_state,
     )
-    return y, log_z, _with_constant_scale(keys), values
+    return y, log_z, keys, values
 
 
 def _with_constant_scale(key_sums: Optional) -> Optional:
