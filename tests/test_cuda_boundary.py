@@ -68,7 +68,7 @@ def _start_anew():
         recorder().reset()
     compiled = sys.modules.get("subquad._backends.compiled")
     if compiled is not None:
-        compiled._SERVED.clear()
+        compiled.memory._SERVED.clear()
     double.TRAFFIC.clear()
 
 
@@ -597,10 +597,10 @@ def evaluation_waits_for_nothing():
         {"control_samples": 40, "covariance_type": "low_rank", "rank": 2},
     ):
         # Keys are fitted by the reference, since the recorder computes nothing.
-        compiled._SERVED[0] = False
+        compiled.memory._SERVED[0] = False
         estimator = sq.GaussianNormalizer(2, random_state=0, **settings)
         estimator.fit(y, sample_weight=np.linspace(0.5, 1, 40))
-        compiled._SERVED[0] = True
+        compiled.memory._SERVED[0] = True
         recorder().calls()
 
         def evaluate(estimator=estimator, settings=settings):
@@ -762,7 +762,7 @@ def torch_gradients_of_half_precision():
 @scenario("recorder", alone=True)
 def torch_device_and_stream():
     torch = pytest.importorskip("torch")
-    from subquad._backends import torch as backend
+    from subquad._backends.torch import memory as backend
 
     asked, allocated = [], []
 
@@ -777,13 +777,13 @@ def torch_device_and_stream():
         return double.Array(np.zeros(shape, name), device.index)
 
     torch.cuda.current_stream, torch.empty = current_stream, empty
-    backend._as_memory = lambda array: array
+    backend.as_memory = lambda array: array
     x, y = on_cuda((4, 3), np.float16, 1), on_cuda((5, 3), np.float16, 1)
     device = torch.device("cuda:1")
     tensor = types.SimpleNamespace(is_cpu=False, device=device)
-    kernels = backend._kernels_for(tensor)
+    kernels = backend.kernels_for(tensor)
     z = kernels.log_normalizer(x, y, None, None)
-    assert backend._kernels_for(tensor) is kernels
+    assert backend.kernels_for(tensor) is kernels
     (call,) = recorder().calls()
     assert (call.stream, call.device_id) == (0x55, 1)
     assert asked == [device]

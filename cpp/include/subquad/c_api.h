@@ -319,8 +319,9 @@ SUBQUAD_API subquad_status subquad_logcumsumexp_vjp(
     const subquad_array* grad_log_sum, const subquad_array* workspace,
     const subquad_context* context, subquad_error* error);
 
-/* out_i = log |s_i| and out_sign_i = the sign of s_i (-1, 0 or 1), s_i = sum_{j <= i} sign_j exp(x_j),
- * or j < i with exclusive != 0. out is -inf and out_sign 0 where the sum is empty or cancels.
+/* out_i = log |s_i| and out_sign_i = the sign of s_i (-1, 0 or 1), s_i = sum_{j <= i} sign_j
+ * exp(x_j), or j < i with exclusive != 0. out is -inf and out_sign 0 where the sum is empty or
+ * cancels.
  *
  * x, sign, out, out_sign of one shape. sign may be any real number and acts as a weight; 0 removes
  * its entry, whatever x holds. The sums are carried in float64. */
@@ -332,7 +333,8 @@ SUBQUAD_API subquad_status subquad_signed_logcumsumexp(
     const subquad_array* workspace, const subquad_context* context, subquad_error* error);
 
 /* Reverse of subquad_signed_logcumsumexp, for a gradient of its out:
- *   grad_x_j = sign_j exp(x_j) sum_i grad_i / s_i    and    grad_sign_j = exp(x_j) sum_i grad_i / s_i
+ *   grad_x_j = sign_j exp(x_j) sum_i grad_i / s_i
+ *   grad_sign_j = exp(x_j) sum_i grad_i / s_i
  * over the i whose sum holds j and where s_i is not 0.
  *
  * All arrays of one shape; each output optional. */
@@ -344,8 +346,8 @@ SUBQUAD_API subquad_status subquad_signed_logcumsumexp_vjp(
     const subquad_array* grad_sign, const subquad_array* workspace, const subquad_context* context,
     subquad_error* error);
 
-/* out_t = log h_t, h_t = exp(log_a_t) h_{t-1} + exp(log_b_t), by states that are renormalised as they
- * go, never by a cumulative sum of log_a.
+/* out_t = log h_t, h_t = exp(log_a_t) h_{t-1} + exp(log_b_t), by states that are renormalised as
+ * they go, never by a cumulative sum of log_a.
  *
  * log_a, log_b, out of one shape; state (lanes...), optional: log h before the first entry (-inf).
  * log_a_t = -inf makes h_t = exp(log_b_t), whatever came before; so does the first entry of a run,
@@ -386,10 +388,10 @@ SUBQUAD_API subquad_status subquad_log_linear_recurrence_vjp(
  * the sizes say how much workspace is needed.
  *
  * A key that is removed, or whose log_k are all -inf, counts for nothing, whatever its v holds. A
- * row whose sum is empty gives y = 0, or NaN where empty_is_nan != 0, and log_z = -inf; its gradients
- * are 0. log_decay = -inf forgets a feature, whatever it held. NaN and infinities reach the rows
- * that attend them. Valid at any finite log_q and log_k: differences are formed before they are
- * rounded.
+ * row whose sum is empty gives y = 0, or NaN where empty_is_nan != 0, and log_z = -inf; its
+ * gradients are 0. log_decay = -inf forgets a feature, whatever it held. NaN and infinities reach
+ * the rows that attend them. Valid at any finite log_q and log_k: differences are formed before
+ * they are rounded.
  *
  * A state is a sum over keys that came before, of one run (with segments, the first):
  *   key_sums (B..., 5, d_k): the logarithm M of the scale, what rounding took from M; Z = sum_j
@@ -413,14 +415,14 @@ SUBQUAD_API subquad_status subquad_linear_attention(
     const subquad_array* final_key_sums, const subquad_array* final_value_sums,
     const subquad_array* workspace, const subquad_context* context, subquad_error* error);
 
-/* Reverse of subquad_linear_attention. grad_y, y (B..., n_q, d_v), together; grad_log_z (B..., n_q);
- * grad_final_key_sums (B..., 5, d_k), of which the parts of Z and of the sum of log_decay are looked
- * at; grad_final_value_sums (B..., 2, d_k, d_v), of which the part of S is: each optional (0). M is
- * a constant.
+/* Reverse of subquad_linear_attention. grad_y, y (B..., n_q, d_v), together; grad_log_z (B...,
+ * n_q); grad_final_key_sums (B..., 5, d_k), of which the parts of Z and of the sum of log_decay are
+ * looked at; grad_final_value_sums (B..., 2, d_k, d_v), of which the part of S is: each optional
+ * (0). M is a constant.
  *
- * Each output optional, in the shape of its input with the broadcast batch dimensions. grad_key_sums
- * is 0 but for Z and what rounding took from it, which are alike, and the sum of log_decay;
- * both parts of grad_value_sums are alike. */
+ * Each output optional, in the shape of its input with the broadcast batch dimensions.
+ * grad_key_sums is 0 but for Z and what rounding took from it, which are alike, and the sum of
+ * log_decay; both parts of grad_value_sums are alike. */
 SUBQUAD_API size_t subquad_linear_attention_vjp_workspace(int64_t batch, int64_t n_q, int64_t n,
                                                           int64_t d_k, int64_t d_v,
                                                           int64_t itemsize, int32_t causal,
@@ -460,8 +462,8 @@ SUBQUAD_API subquad_status subquad_log_linear_attention(
     const subquad_context* context, subquad_error* error);
 
 /* Reverse of subquad_log_linear_attention, for gradients of log_y, log_z, final_log_numerator and
- * final_log_denominator, each optional (0). Each output optional, in the shape of its input with the
- * broadcast batch dimensions. Entries whose logarithm is -inf have gradient 0. */
+ * final_log_denominator, each optional (0). Each output optional, in the shape of its input with
+ * the broadcast batch dimensions. Entries whose logarithm is -inf have gradient 0. */
 SUBQUAD_API size_t subquad_log_linear_attention_vjp_workspace(int64_t batch, int64_t n_q, int64_t n,
                                                               int64_t d_k, int64_t d_v,
                                                               int64_t itemsize, int32_t causal,
@@ -483,10 +485,10 @@ SUBQUAD_API subquad_status subquad_log_linear_attention_vjp(
  * log_k, log_q (B..., d_k); v (B..., d_v); log_decay (B..., d_k), optional; y (B..., d_v); log_z
  * (B...), optional. The states are C-contiguous and have the batch dimensions of y: key_sums and
  * value_sums as above, and the tokens that they do not hold yet, R of them at most: recent_keys
- * (B..., R, d_k), exp(log_k_j - M); recent_values (B..., R, d_v); recent_count (B...), int64, how many
- * there are. M and the sum of log_decay follow every token, so that the whole state is the sums
- * S + sum_j recent_keys_j recent_values_j^T and Z + sum_j recent_keys_j in the scale M. They are
- * folded into S and Z when there are R, or when a key would exceed e^30 (float64: e^300) in the
+ * (B..., R, d_k), exp(log_k_j - M); recent_values (B..., R, d_v); recent_count (B...), int64, how
+ * many there are. M and the sum of log_decay follow every token, so that the whole state is the
+ * sums S + sum_j recent_keys_j recent_values_j^T and Z + sum_j recent_keys_j in the scale M. They
+ * are folded into S and Z when there are R, or when a key would exceed e^30 (float64: e^300) in the
  * scale M; between that, S is only read. */
 SUBQUAD_API size_t subquad_attention_step_workspace(int64_t batch, int64_t d_k, int64_t d_v,
                                                     int64_t itemsize, int32_t device);

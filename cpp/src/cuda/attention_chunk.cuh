@@ -135,6 +135,7 @@ struct chunk_tokens {
 };
 
 SUBQUAD_DEVICE int block_thread() { return static_cast<int>(threadIdx.x); }
+SUBQUAD_DEVICE std::int64_t block_index() { return static_cast<std::int64_t>(blockIdx.x); }
 SUBQUAD_DEVICE int block_lane() { return block_thread() % kWarp; }
 
 // All threads of the block call it, and see the result.

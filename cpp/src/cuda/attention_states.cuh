@@ -289,10 +289,10 @@ struct scan_scales_kernel {
   int feature_blocks;
 
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
-    const std::int64_t batch = blockIdx.x / feature_blocks;
+    const std::int64_t batch = block_index() / feature_blocks;
     const int lane = block_lane();
     const int step = block_thread() / kWarp;
-    const int feature = static_cast<int>(blockIdx.x % feature_blocks) * kWarp + lane;
+    const int feature = static_cast<int>(block_index() % feature_blocks) * kWarp + lane;
     const bool exists = feature < states.d_k;
     pair_of<double> scale{-infinity<double>(), 0};
     double decay = 0;
@@ -418,7 +418,7 @@ struct scan_sums_kernel {
 
   SUBQUAD_DEVICE void operator()(shared_memory&) const {
     const std::int64_t of_batch = (elements() + kThreads - 1) / kThreads;
-    const std::int64_t batch = blockIdx.x / of_batch;
+    const std::int64_t batch = block_index() / of_batch;
     const std::int64_t element = blockIdx.x % of_batch * kThreads + threadIdx.x;
     if (element >= elements()) return;
     const std::int64_t of_sums = static_cast<std::int64_t>(states.d_k) * states.d_v;

@@ -17,7 +17,7 @@ SUBQUAD_DEVICE void add_compensated(T& value, T& rest, T more) {
   const T sum = value + addend;
   const T back = sum - value;
   const T error = (value - (sum - back)) + (addend - back);
-  rest = sum - sum == T(0) ? error : T(0);
+  rest = std::isfinite(sum) ? error : T(0);
   value = sum;
 }
 
@@ -27,7 +27,7 @@ SUBQUAD_DEVICE void scale_compensated(T& value, T& rest, double factor) {
   if constexpr (sizeof(T) == 4) {
     const double whole = (static_cast<double>(value) + static_cast<double>(rest)) * factor;
     value = static_cast<T>(whole);
-    rest = value - value == T(0) ? static_cast<T>(whole - static_cast<double>(value)) : T(0);
+    rest = std::isfinite(value) ? static_cast<T>(whole - static_cast<double>(value)) : T(0);
   } else {
     value *= factor;
     rest *= factor;
@@ -35,8 +35,8 @@ SUBQUAD_DEVICE void scale_compensated(T& value, T& rest, double factor) {
 }
 
 // A token is added to a state and the state is read, as subquad_attention_step says; one block for
-// each state. With c = max_r (log_q_r + M_r), weights_r = e^(log_q_r + M_r - c) and the whole sums S
-// and Z in the scale M, y = sum_r weights_r S_r / sum_r weights_r Z_r.
+// each state. With c = max_r (log_q_r + M_r), weights_r = e^(log_q_r + M_r - c) and the whole sums
+// S and Z in the scale M, y = sum_r weights_r S_r / sum_r weights_r Z_r.
 //
 // The states' arrays are contiguous; nothing aliases. Differences of logarithms in double, products
 // in T; S and Z keep what folding a token rounds away. Sums over features in a fixed order.

@@ -56,10 +56,10 @@ struct extended {
     const bool a_leads = a.exponent > b.exponent;
     const double high = a_leads ? a.value : b.value;
     const double low = a_leads ? b.value : a.value;
-    const int exponent = a_leads ? a.exponent : b.exponent;
-    const int steps = exponent - (a_leads ? b.exponent : a.exponent);
+    const int larger = a_leads ? a.exponent : b.exponent;
+    const int steps = larger - (a_leads ? b.exponent : a.exponent);
     // Two steps lower, a number is below half an ulp of any other.
-    return extended{high + (steps > 1 ? 0.0 : low * 0x1p-512), exponent}.normalised();
+    return extended{high + (steps > 1 ? 0.0 : low * 0x1p-512), larger}.normalised();
   }
 
   SUBQUAD_DEVICE extended inverse() const {

@@ -415,8 +415,8 @@ struct feature_gradients_kernel {
 
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
     if (kPlain && undone[blockIdx.x] == 0) return;
-    const int first = static_cast<int>(blockIdx.x % feature_blocks) * kFeatures;
-    const std::int64_t index = blockIdx.x / feature_blocks;
+    const int first = static_cast<int>(block_index() % feature_blocks) * kFeatures;
+    const std::int64_t index = block_index() / feature_blocks;
     shared.of.locate(of, index / of.chunks, index % of.chunks);
     if constexpr (kPlain) {
       sum_plainly(first, shared);
@@ -842,8 +842,8 @@ struct value_gradients_kernel {
 
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
     if (kPlain && undone[blockIdx.x] == 0) return;
-    const int value = static_cast<int>(blockIdx.x % value_blocks) * kValues;
-    const std::int64_t index = blockIdx.x / value_blocks;
+    const int value = static_cast<int>(block_index() % value_blocks) * kValues;
+    const std::int64_t index = block_index() / value_blocks;
     shared.of.locate(of, index / of.chunks, index % of.chunks);
     if constexpr (kPlain) {
       sum_plainly(value, shared);
@@ -1028,9 +1028,9 @@ struct state_gradients_kernel {
   int feature_blocks;
 
   SUBQUAD_DEVICE void operator()(shared_memory&) const {
-    const std::int64_t batch = blockIdx.x / feature_blocks;
-    const int feature =
-        static_cast<int>(blockIdx.x % feature_blocks) * (kThreads / kWarp) + block_thread() / kWarp;
+    const std::int64_t batch = block_index() / feature_blocks;
+    const int feature = static_cast<int>(block_index() % feature_blocks) * (kThreads / kWarp) +
+                        block_thread() / kWarp;
     const attention_inputs<T>& in = of.in;
     if (feature >= in.d_k) return;
     const chunk_states<T>& from = of.reverse.after;

@@ -307,7 +307,7 @@ struct result_kernel {
     if (sign_y) {
       // A denominator that is no number makes the sign none.
       const double sign =
-          numerator.sign() * (denominator.value == denominator.value ? 1.0 : denominator.value);
+          numerator.sign() * (std::isnan(denominator.value) ? denominator.value : 1.0);
       moved(sign_y, where.offset(kSignY, b))(t, v) = static_cast<T>(is_zero ? 0.0 : sign);
     }
   }
@@ -459,8 +459,8 @@ struct query_gradient_kernel : log_attention_pass<T> {
   }
 };
 
-// With R_r = sum over the rows t that attend key j of e^(log_q_tr) D_t, decayed to j, and R from the
-// final state:
+// With R_r = sum over the rows t that attend key j of e^(log_q_tr) D_t, decayed to j, and R from
+// the final state:
 //   keys[block](b, j, r) = e^(log_k_jr) sum over the block's columns of R_r value_j
 //   values[features](b, j, v) = value_jv sum over the features of e^(log_k_jr) R_r
 // and the gradients of the state that went in, all as doubles.

@@ -84,8 +84,8 @@ struct recurrence {
     if (log_start == nullptr || !place.has_lane) return found;
     const T start = log_start[lane_offset(batch, which_start, place.lane)];
     if (start == -infinity<T>()) return found;
-    if (start == start) found.reference = static_cast<double>(start);
-    found.sum = start == start ? 1.0 : static_cast<double>(start);
+    if (!std::isnan(start)) found.reference = static_cast<double>(start);
+    found.sum = std::isnan(start) ? static_cast<double>(start) : 1.0;
     return found;
   }
 

@@ -12,8 +12,8 @@ namespace subquad {
 // Adds the token to the state, as subquad_attention_step says, and reads it: with the whole sums S
 // and Z in the scale M, and c = max_r (log_q_r + M_r),
 //   y = sum_r e^(log_q_r + M_r - c) S_r / denominator, where denominator is the same sum of Z
-// log_z = c + log(denominator). Where the sum is empty denominator is 0 and y tells nothing. The state's
-// arrays are contiguous; nothing aliases.
+// log_z = c + log(denominator). Where the sum is empty denominator is 0 and y tells nothing. The
+// state's arrays are contiguous; nothing aliases.
 // Differences of logarithms in double, products in T; S and Z keep what folding a token rounds
 // away, so that the error does not grow with the number of tokens.
 template <class T>

@@ -304,6 +304,24 @@ void check_layouts() {
   check<T>(f);
 }
 
+// Runs that start where chunks do.
+template <class T>
+void check_borders() {
+  for (const bool causal : {true, false}) {
+    form f = sized(200, 4, 3, causal);
+    f.has_state = true;
+    f.decay = causal ? 0.05 : -1;
+    f.run = 1;
+    const problem<T> p(f);
+    p.segments.each([&](std::int64_t& e, const shape& at) {
+      e = at[0] < 64 ? 5 : at[0] < 128 ? 2 : at[0] < 150 ? 9 : 1;
+    });
+    check(p);
+    p.segments.each([&](std::int64_t& e, const shape& at) { e = at[0] >= 64; });
+    check(p);
+  }
+}
+
 template <class T>
 void check_absent_outputs() {
   form f = sized(66, 3, 2);
@@ -392,7 +410,7 @@ template <class T>
 void check_paths() {
   form f = sized(200, 16, 8);
   for (const bool causal : {true, false}) {
-    for (const double scale : {1.0, 1000.0}) {
+    for (const double scale : {1.0, 1e5}) {
       f.causal = causal;
       f.scale = scale;
       f.decay = causal && scale < 2 ? 0.05 : -1;
@@ -541,6 +559,27 @@ void check_small_additions() {
   SUBQUAD_CHECK((out.value_sums({0, 0, 0}) - large) + out.value_sums({1, 0, 0}) == T(64 * 20));
 }
 
+// A scale that decays over many chunks keeps what rounding takes from it.
+template <class T>
+void check_decaying_scale() {
+  form f = sized(64 * 20, 1, 1);
+  f.has_state = true;
+  f.decay = 1;
+  const problem<T> p(f);
+  p.log_k.each([&](T& e, const shape&) { e = -std::numeric_limits<T>::infinity(); });
+  p.key_sums.each([&](T& e, const shape& at) {
+    if (at[0] == 0) e = static_cast<T>(0x1p22);
+  });
+  number scale = static_cast<number>(p.key_sums({0, 0})) + static_cast<number>(p.key_sums({1, 0}));
+  p.log_decay.each([&](T& e, const shape&) { scale += static_cast<number>(e); });
+  const outputs<T> out(p.of);
+  run(p, out, {false, false, true, true});
+  const number found =
+      static_cast<number>(out.key_sums({0, 0})) + static_cast<number>(out.key_sums({1, 0}));
+  // Decays of a chunk are added in float64.
+  SUBQUAD_CHECK(std::abs(found - scale) <= (sizeof(T) == 8 ? 20 * 64 * 0x1p-53L * 64 : 0x1p-26L));
+}
+
 void check_errors() {
   const problem<float> p(sized(4, 3, 2));
   const outputs<float> out(p.of);
@@ -561,6 +600,7 @@ void check_all() {
   check_scales<T>();
   check_options<T>(sizeof(T) == 8 ? 3 : 1);
   check_layouts<T>();
+  check_borders<T>();
   check_absent_outputs<T>();
   check_ramps<T>();
   check_nothing<T>();
@@ -568,6 +608,7 @@ void check_all() {
   check_forgetting<T>();
   check_splits<T>();
   check_small_additions<T>();
+  check_decaying_scale<T>();
   check_paths<T>();
 }
 

@@ -408,6 +408,24 @@ void check_layouts() {
   }
 }
 
+// Runs that start where chunks do.
+template <class T>
+void check_borders() {
+  for (const bool causal : {true, false}) {
+    form f = sized(150, 4, 3, causal);
+    f.has_state = true;
+    f.decay = causal ? 0.05 : -1;
+    f.run = 1;
+    const problem<T> p(f);
+    p.segments.each([&](std::int64_t& e, const shape& at) {
+      e = at[0] < 64 ? 5 : at[0] < 128 ? 2 : at[0] < 140 ? 9 : 1;
+    });
+    check(p);
+    p.segments.each([&](std::int64_t& e, const shape& at) { e = at[0] >= 64; });
+    check(p);
+  }
+}
+
 template <class T>
 void check_absent() {
   form f = sized(66, 3, 2);
@@ -550,6 +568,7 @@ void check_all() {
   check_scales<T>();
   check_options<T>(sizeof(T) == 8 ? 3 : 1);
   check_layouts<T>();
+  check_borders<T>();
   check_absent<T>();
   check_ramps<T>();
   check_nothing<T>();

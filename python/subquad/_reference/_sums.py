@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from subquad._dispatch import Array, Namespace, device_of
+from subquad._dispatch import Array, Namespace, device_of, library_of
 
 
 class Sums(NamedTuple):
@@ -22,13 +22,27 @@ class Sums(NamedTuple):
     rest: Array
 
 
+def constant(array: Array) -> Array:
+    """Return an array that automatic differentiation takes for a constant."""
+    name = library_of(array).name
+    if name == "torch":
+        return array.detach()
+    if name == "jax":
+        import jax
+
+        return jax.lax.stop_gradient(array)
+    return array
+
+
 def terms(xp: Namespace, exponents: Array, weights: Array) -> Sums:
     """Return weights · exp(exponents); a weight of 0 removes what is there."""
     is_nothing = (weights == 0.0) | (exponents == -math.inf)
     scale = xp.where(is_nothing, -math.inf, exponents)
     value = xp.where(is_nothing, 0.0, weights)
     # 1 and -1 at +inf must not cancel, nor must a weight of 2 count twice.
-    value = value * xp.where(scale == math.inf, math.inf, 1.0)
+    largest = xp.where(value < 0.0, -math.inf, value)
+    largest = xp.where(value > 0.0, math.inf, largest)
+    value = xp.where(scale == math.inf, largest, value)
     value = xp.where(xp.isnan(scale), math.nan, value)
     return Sums(scale, value, xp.zeros_like(value))
 
@@ -53,7 +67,12 @@ def power(xp: Namespace, exponent: Array, scale: Array) -> Array:
 
 def difference(xp: Namespace, a: Array, b: Array) -> Array:
     """Return a - b, 0 where these are equal infinities."""
-    return xp.where(a == b, 0.0, a - b)
+    return xp.where((a == b) & xp.isinf(a), 0.0, a - b)
+
+
+def signum(xp: Namespace, values: Array) -> Array:
+    """Return -1, 0 or 1, NaN for NaN, without an assignment that vmap refuses."""
+    return xp.where(values > 0.0, 1.0, xp.where(values < 0.0, -1.0, values))
 
 
 def two_sum(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:

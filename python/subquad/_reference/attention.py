@@ -25,6 +25,7 @@ from subquad._reference._common import (
 from subquad._reference._sums import (
     Sums,
     add,
+    constant,
     first_of_runs,
     log_abs,
     moved,
@@ -34,6 +35,7 @@ from subquad._reference._sums import (
     product,
     raised,
     scan,
+    signum,
     split,
     terms,
     total,
@@ -187,7 +189,7 @@ def log_linear_attention(
         sign_y,
         log_z,
         call.narrow(scale + logarithm),
-        call.narrow(xp.sign(value)),
+        call.narrow(signum(xp, value)),
         call.narrow(log_den),
     )
 
@@ -787,7 +789,7 @@ class _LogValues:
         scale, logarithm = log_abs(xp, rows.numerators)
         value, _ = normalised(xp, rows.numerators)
         log_y = (scale - rows.scale[..., None]) + (logarithm - xp.log(rows.safe))
-        return log_y, xp.where(xp.isnan(log_y), math.nan, xp.sign(value))
+        return log_y, xp.where(xp.isnan(log_y), math.nan, signum(xp, value))
 
     def row_gradients(self, rows: _Rows, gy: Array, gz: Array) -> _RowGradients:
         xp = self.xp
@@ -940,7 +942,7 @@ def _after(
     kept = state.scale if chunk.passing is None else state.scale + chunk.passing
     if chunk.passing is not None:
         kept = xp.where(chunk.passing == -math.inf, -math.inf, kept)
-    scale = xp.maximum(kept, _peak(xp, chunk.leaving, (-2,)))
+    scale = constant(xp.maximum(kept, _peak(xp, chunk.leaving, (-2,))))
     factor = _passing(xp, chunk.passing, state.scale, scale)[1]
     keys = _leaving(xp, chunk, scale)
     value = xp.where(factor == 0.0, 0.0, state.denominators * factor)

@@ -23,6 +23,7 @@ from subquad._reference._sums import (
     power,
     product,
     scan,
+    signum,
     split,
     terms,
     two_sum,
@@ -113,7 +114,9 @@ def signed_logcumsumexp(
     prefixes = run.prefixes(run.weighted(x, sign))
     scale, logarithm = log_abs(run.xp, prefixes)
     total, _ = normalised(run.xp, prefixes)
-    return run.result(scale + logarithm, -math.inf), run.result(run.xp.sign(total), 0.0)
+    return run.result(scale + logarithm, -math.inf), run.result(
+        signum(run.xp, total), 0.0
+    )
 
 
 @primitive

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 
-from subquad._dispatch import Array, Namespace, device_of, library_of, namespace_of
+from subquad._dispatch import Array, Namespace, device_of, namespace_of
 from subquad._reference._common import primitive, wide_dtype
 from subquad._reference._sums import (
     Sums,
     add,
+    constant,
     log_abs,
     power,
     raised,
+    signum,
     split,
     terms,
     two_sum,
@@ -50,7 +52,7 @@ def merge_attention(
     )
     forgets = second.decay == -math.inf
     moved = xp.where(forgets, -math.inf, first.scale + second.decay)
-    scale = _constant(xp.maximum(moved, second.scale))
+    scale = constant(xp.maximum(moved, second.scale))
     left = xp.where(moved == -math.inf, 0.0, power(xp, moved, scale))
     right = xp.where(second.scale == -math.inf, 0.0, power(xp, second.scale, scale))
     decay = xp.where(
@@ -112,7 +114,7 @@ def attention_to_log(key_sums: Array, value_sums: Array) -> tuple[Array, Array, 
     scale, log_z = log_abs(xp, Sums(state.scale, *state.keys))
     wide_scale = xp.broadcast_to(state.scale[..., None], state.values[0].shape)
     value_scale, log_s = log_abs(xp, Sums(wide_scale, *state.values))
-    sign = xp.sign(state.values[0] + state.values[1])
+    sign = signum(xp, state.values[0] + state.values[1])
     return (
         xp.astype(value_scale + log_s, dtype),
         xp.astype(sign, dtype),
@@ -129,17 +131,17 @@ def attention_from_log(
     wide = wide_dtype(xp, log_numerator)
     logs = xp.astype(log_numerator, wide)
     scale = xp.astype(log_denominator, wide)
-    constant = _constant(scale)
-    is_empty = constant == -math.inf
-    keys = xp.where(is_empty, 0.0, power(xp, scale, constant))
-    values = xp.exp(logs - xp.where(is_empty, 0.0, constant)[..., None])
+    origin = constant(scale)
+    is_empty = origin == -math.inf
+    keys = xp.where(is_empty, 0.0, power(xp, scale, origin))
+    values = xp.exp(logs - xp.where(is_empty, 0.0, origin)[..., None])
     values = xp.where(is_empty[..., None], 0.0, values)
     if sign_numerator is not None:
         values = values * xp.astype(sign_numerator, wide)
     none = xp.zeros_like(keys)
     return _narrow(
         xp,
-        constant,
+        origin,
         (keys, none),
         none,
         (values, xp.zeros_like(values)),
@@ -167,9 +169,9 @@ def _wide(xp: Namespace, key_sums: Array, value_sums: Array) -> _Wide:
     dtype = wide_dtype(xp, key_sums)
     keys, values = xp.astype(key_sums, dtype), xp.astype(value_sums, dtype)
     scale, left = two_sum(xp, keys[..., 0, :], keys[..., 1, :])
-    left = _constant(left)
+    left = constant(left)
     return _Wide(
-        _constant(scale),
+        constant(scale),
         raised(xp, keys[..., 2, :], keys[..., 3, :], left),
         keys[..., 4, :],
         raised(xp, values[..., 0, :, :], values[..., 1, :, :], left[..., None]),
@@ -219,15 +221,3 @@ def _log_sums(xp: Namespace, log_sum: Array, remainder: Array) -> Sums:
     # In the value itself e^remainder - 1 would be rounded away.
     rest = xp.expm1(xp.astype(remainder, wide)[..., None])
     return sums._replace(rest=xp.where(xp.isfinite(scale), rest, 0.0))
-
-
-def _constant(array: Array) -> Array:
-    """Return an array that automatic differentiation takes for a constant."""
-    name = library_of(array).name
-    if name == "torch":
-        return array.detach()
-    if name == "jax":
-        import jax
-
-        return jax.lax.stop_gradient(array)
-    return array

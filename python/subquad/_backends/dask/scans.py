@@ -161,7 +161,7 @@ def logcumsumexp_vjp(
             [*inputs, (reaching, index)],
             x.dtype,
         )
-    return gx, _narrow(start, lanes, x) if needs[1] and has_state else None
+    return gx, _narrow(start, axis, lanes, x) if needs[1] and has_state else None
 
 
 def _log_sums(
@@ -239,7 +239,7 @@ def _log_sums_pull(
     """Return the gradient in what a chunk begins with, of that in what it ends with."""
     sums = entering(entry, part)
     if sums is None:
-        return part._replace(breaks=False, sums=_nothing_of(part.sums[0]))
+        return part._replace(breaks=False, sums=_nothing_of(_kept(part.sums[0], axis)))
     value = None
     if grad is not None:
         with one_thread():
@@ -247,22 +247,25 @@ def _log_sums_pull(
                 x, *sums, segments, axis, reverse, exclusive, grad, None, (False, True)
             )
     end = None if part.breaks else merge_log_sums_of(sums, part.sums)
-    return _same_run(part, _share(sums, end, value))
+    return _same_run(part, _share(sums, end, value, axis))
 
 
 @quiet
 def _share(
-    sums: tuple[Array, Array], end: tuple[Array, Array] | None, value: Array | None
+    sums: tuple[Array, Array],
+    end: tuple[Array, Array] | None,
+    value: Array | None,
+    axis: int,
 ) -> _Linear:
     """Return the map with the share of a sum in one that holds it as its factor."""
-    log_sum, remainder = sums
+    log_sum, remainder = (_kept(part, axis) for part in sums)
     xp = namespace_of(log_sum)
     dtype = wide_dtype(xp, log_sum)
     nothing = xp.zeros_like(log_sum, dtype=dtype)
-    value = nothing if value is None else xp.astype(value, dtype)
+    value = nothing if value is None else xp.astype(_kept(value, axis), dtype)
     if end is None:
         return _Linear(nothing, value)
-    final, rest = (xp.astype(part, dtype) for part in end)
+    final, rest = (xp.astype(_kept(part, axis), dtype) for part in end)
     log_sum, remainder = xp.astype(log_sum, dtype), xp.astype(remainder, dtype)
     factor = xp.exp((log_sum - final) + (remainder - rest))
     factor = xp.where(xp.isfinite(final), factor, math.nan)
@@ -283,7 +286,9 @@ def _logcumsumexp_vjp_block(
 ) -> Array:
     xp = namespace_of(x)
     state = entering(entry, part) or (None, None)
-    final = None if reaching is None else xp.astype(reaching.sums.value, x.dtype)
+    final = None
+    if reaching is not None:
+        final = xp.squeeze(xp.astype(reaching.sums.value, x.dtype), axis=axis)
     with one_thread():
         return kernels(x).logcumsumexp_vjp(
             x, *state, segments, axis, reverse, exclusive, grad, final, (True, False)
@@ -364,11 +369,13 @@ def _signed_sums(
 def _signed_part(x: Array, sign: Array, *, axis: int) -> Part:
     xp = namespace_of(x)
     exponents, weights = _wide(x), _wide(sign)
-    sums = total(xp, terms(xp, exponents, weights), axis)
+    # Sums keep the axis: NumPy makes numbers of what has no dimension.
+    elements = terms(xp, exponents, weights)
+    sums = total(xp, Sums(*(xp.expand_dims(e, axis=axis) for e in elements)), axis + 1)
     finite = xp.where(xp.isfinite(exponents), exponents, -math.inf)
     peak = sums.scale
     if x.shape[axis]:
-        peak = xp.max(finite, axis=axis)
+        peak = xp.max(finite, axis=axis, keepdims=True)
     return part_of(None, x.shape[axis], False, _Signed(peak, sums))
 
 
@@ -413,7 +420,7 @@ def _after_signed(
     xp = namespace_of(x)
     peak, sums = _finite(entry.sums.peak), entry.sums.sums
     exponents, weights = (
-        xp.stack(parts[::-1] if reverse else parts, axis=axis)
+        xp.concat(parts[::-1] if reverse else parts, axis=axis)
         for parts in (
             [peak, sums.scale, sums.scale],
             [xp.zeros_like(peak), sums.value, sums.rest],
@@ -451,7 +458,7 @@ def _signed_pull(
         )
     if count:
         assert entry is not None
-        sent = _edge(_first(gsign, count, axis, reverse), axis, reverse)
+        sent = _first(gsign, 1, axis, reverse)
         pull = _Pull(_finite(entry.sums.peak), sent)
         gx, gsign = (_without(g, count, axis, reverse) for g in (gx, gsign))
     else:
@@ -476,11 +483,11 @@ def _signed_vjp_block(
     *,
     axis: int,
 ) -> tuple[Array, Array]:
+    del axis
     xp = namespace_of(x)
     gx, gsign, _ = own
     if reaching is not None:
-        pull = reaching.sums
-        peak, value = (xp.expand_dims(part, axis=axis) for part in pull)
+        peak, value = reaching.sums
         more = _times(xp, value, xp.exp(_wide(x) - peak))
         gx, gsign = gx + _times(xp, _wide(sign), more), gsign + more
     return xp.astype(gx, x.dtype, copy=False), xp.astype(gsign, x.dtype, copy=False)
@@ -559,7 +566,7 @@ def log_linear_recurrence_vjp(
     return (
         pick(results, 0, index, index) if needs[0] else None,
         pick(results, 1, index, index) if needs[1] else None,
-        _narrow(start, lanes, log_b) if needs[2] and has_state else None,
+        _narrow(start, axis, lanes, log_b) if needs[2] and has_state else None,
     )
 
 
@@ -577,7 +584,8 @@ def _decayed_sums(
     parts = blockwise(function, index, inputs, dtype)
     start = None
     if state is not None:
-        start = blockwise(_decayed_given, lanes, [(state, lanes)], dtype)
+        function = functools.partial(_decayed_given, axis=axis)
+        start = blockwise(function, lanes, [(state, lanes)], dtype)
     return parts, *prefixes(parts, axis, _merge_decayed, start, reverse)
 
 
@@ -587,8 +595,9 @@ def _decayed_part(
 ) -> Part:
     xp = namespace_of(log_a)
     factors = _wide(log_a)
-    forgets = xp.any(factors == -math.inf, axis=axis)
-    factor = xp.where(forgets, -math.inf, xp.sum(factors, axis=axis))
+    forgets = xp.any(factors == -math.inf, axis=axis, keepdims=True)
+    total_factor = xp.sum(factors, axis=axis, keepdims=True)
+    factor = xp.where(forgets, -math.inf, total_factor)
     if log_a.shape[axis] == 0:
         logs = xp.full_like(factor, -math.inf)
     else:
@@ -596,15 +605,15 @@ def _decayed_part(
             out = kernels(log_a).log_linear_recurrence(
                 factors, _wide(log_b), None, segments, axis, reverse
             )
-        logs = _edge(out, axis, not reverse)
+        logs = _first(out, 1, axis, not reverse)
     sums = _Decayed(factor, terms(xp, logs, xp.ones_like(logs)))
     return part_of(segments, log_a.shape[axis], reverse, sums)
 
 
 @quiet
-def _decayed_given(state: Array) -> Part:
+def _decayed_given(state: Array, *, axis: int) -> Part:
     xp = namespace_of(state)
-    logs = _wide(state)
+    logs = xp.expand_dims(_wide(state), axis=axis)
     sums = terms(xp, logs, xp.ones_like(logs))
     return given(_Decayed(xp.zeros_like(logs), sums))
 
@@ -654,7 +663,7 @@ def _after_decayed(
     xp = namespace_of(log_a)
     scale, logarithm = log_abs(xp, sums.sums)
     state, rest = split(xp, *two_sum(xp, scale, logarithm), log_a.dtype)
-    rest = xp.expand_dims(rest, axis=axis)
+    state = xp.squeeze(state, axis=axis)
     if log_a.shape[axis] == 0:
         segments = None
     if segments is not None:
@@ -688,8 +697,9 @@ def _recurrence_pull(
     value = _recurrence_reverse(
         log_a, log_b, segments, grad, sums, axis, reverse, (False, False, True)
     )[2]
+    value = xp.expand_dims(_wide(value), axis=axis)
     if part.breaks:
-        return _same_run(part, _Linear(xp.zeros_like(sums.log_factor), _wide(value)))
+        return _same_run(part, _Linear(xp.zeros_like(sums.log_factor), value))
     kept = moved(xp, sums.sums, part.sums.log_factor)
     end = add(xp, kept, part.sums.sums)
     (kept_scale, kept_log), (scale, logarithm) = log_abs(xp, kept), log_abs(xp, end)
@@ -697,7 +707,7 @@ def _recurrence_pull(
     # Gradients that reach what is not finite are 0 or NaN, which any number keeps.
     factor = xp.where(xp.isfinite(scale + logarithm), factor, 1.0)
     factor = xp.where(kept_scale == -math.inf, 0.0, factor)
-    return _same_run(part, _Linear(factor, _wide(value)))
+    return _same_run(part, _Linear(factor, value))
 
 
 @quiet
@@ -716,9 +726,8 @@ def _recurrence_vjp_block(
 ) -> tuple[Array | None, Array | None]:
     xp = namespace_of(log_a)
     if reaching is not None and log_a.shape[axis]:
-        reached = xp.expand_dims(reaching.sums.value, axis=axis)
         last = _first(grad, 1, axis, not reverse)
-        last = xp.astype(last + reached, grad.dtype)
+        last = xp.astype(last + reaching.sums.value, grad.dtype)
         grad = _with(last, _without(grad, 1, axis, not reverse), axis, not reverse)
     ga, gb, _ = _recurrence_reverse(
         log_a,
@@ -777,14 +786,16 @@ def _pulled(
     """Return the gradients that reach the end of each chunk, and the start of all."""
     start = None
     if grad_final is not None:
-        start = blockwise(_given_gradient, lanes, [(grad_final, lanes)], maps.dtype)
+        function = functools.partial(_given_gradient, axis=axis)
+        start = blockwise(function, lanes, [(grad_final, lanes)], maps.dtype)
     return prefixes(maps, axis, _follow, start, not reverse)
 
 
 @quiet
-def _given_gradient(grad: Array) -> Part:
-    value = _wide(grad)
-    return given(_Linear(namespace_of(value).zeros_like(value), value))
+def _given_gradient(grad: Array, *, axis: int) -> Part:
+    xp = namespace_of(grad)
+    value = xp.expand_dims(_wide(grad), axis=axis)
+    return given(_Linear(xp.zeros_like(value), value))
 
 
 @quiet
@@ -808,13 +819,15 @@ def _same_run(part: Part, linear: _Linear) -> Part:
     return Part(None, None, False, linear) if is_empty else Part(0, 0, False, linear)
 
 
-def _narrow(end: Array, lanes: Index, like: Array) -> Array:
-    function = functools.partial(_value_as, dtype=like.dtype)
+def _narrow(end: Array, axis: int, lanes: Index, like: Array) -> Array:
+    function = functools.partial(_value_as, axis=axis, dtype=like.dtype)
     return blockwise(function, lanes, [(end, lanes)], like.dtype)
 
 
-def _value_as(part: Part, *, dtype: Any) -> Array:
-    return namespace_of(part.sums.value).astype(part.sums.value, dtype)
+def _value_as(part: Part, *, axis: int, dtype: Any) -> Array:
+    value = part.sums.value
+    xp = namespace_of(value)
+    return xp.squeeze(xp.astype(value, dtype), axis=axis)
 
 
 def _sums_of(part: Part) -> Any:
@@ -854,7 +867,6 @@ def _without(array: Array, count: int, axis: int, reverse: bool) -> Array:
     return _first(array, array.shape[axis] - count, axis, not reverse)
 
 
-def _edge(array: Array, axis: int, reverse: bool) -> Array:
-    """Return the first entry in the order of a scan, without the axis."""
-    xp = namespace_of(array)
-    return xp.squeeze(_first(array, 1, axis, reverse), axis=axis)
+def _kept(array: Array, axis: int) -> Array:
+    """Return lanes with the axis that they are without."""
+    return namespace_of(array).expand_dims(array, axis=axis)
