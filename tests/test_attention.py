@@ -618,6 +618,9 @@ def same_state(state, other, dtype, lost=0.0, largest=4.0):
     )
 
 
+@pytest.mark.skip_xp_backend(
+    "dask", reason="every graph holds the tokens before it: 70 times all of them"
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["causal", "decay", "resets"])
 def test_token_by_token(xp, name, dtype):

@@ -461,6 +461,24 @@ def test_no_tokens(lazy):
     assert (end.log_sum.compute() == -INF).all()
 
 
+def test_decays_of_chunks_are_not_rounded():
+    """Sums of float32 decays cross chunks exactly: each feature has its own error."""
+    n = 4000
+    k = np.full((n, D_K), -INF, np.float32)
+    k[:40] = scores(50, 40, D_K, dtype=np.float32)
+    decay = np.linspace(-0.7, -0.3, n * D_K).reshape(n, D_K).astype(np.float32)
+    q, v = 0 * decay, scores(51, n, D_V, dtype=np.float32)
+    q[:] = -decay.astype(np.float64).cumsum(axis=0)
+    found = sq.linear_attention(
+        *(da.from_array(a, chunks=(500, -1)) for a in (q, k, v)),
+        log_decay=da.from_array(decay, chunks=(500, -1)),
+        causal=True,
+    )
+    q, k, v, decay = (a.astype(np.float64) for a in (q, k, v, decay))
+    expected = sq.linear_attention(q, k, v, log_decay=decay, causal=True)
+    check(found, expected.astype(np.float32), 8, floor=1.0)
+
+
 def test_small_graphs():
     """Tasks grow with the chunks, and no chunk is smaller than it was."""
     x = da.zeros((100_000, 4), chunks=(10_000, 4))

@@ -85,6 +85,18 @@ def page(documents: list[dict[str, Any]]) -> str:
 
 NOT_MEASURED = "not measured"
 
+# What the README shows.
+SHOWN = {
+    "log_normalizer",
+    "log_normalizer_vjp",
+    "gaussian",
+    "logcumsumexp",
+    "logcumsumexp_vjp",
+    "causal_attention",
+    "causal_attention_vjp",
+    "attention_step",
+}
+
 
 def gpu_outline() -> list[Row]:
     """Return a row for everything that would be measured on a GPU."""
@@ -160,13 +172,15 @@ def short(documents: list[dict[str, Any]]) -> str:
     for document in documents:
         rows = rows_of(document)
         for key in dict.fromkeys((row["op"], row["case"]) for row in rows):
-            if key[0] not in {"log_normalizer", "log_normalizer_vjp", "gaussian"}:
+            if key[0] not in SHOWN:
                 continue
             case = [row for row in rows if (row["op"], row["case"]) == key]
             ours = next((row for row in case if row["peer"] == "subquad"), None)
             if ours is None:
                 continue
-            machine = machine_line(document["machine"])
+            alone = document["machine"]["threads"] == 1
+            if not alone:
+                machine = machine_line(document["machine"])
             peers = ", ".join(
                 f"{row['peer']} {row['ratio_to_subquad']:.3g} ×"
                 for row in case
@@ -174,7 +188,8 @@ def short(documents: list[dict[str, Any]]) -> str:
             )
             share = ours["ratio_to_limit"]
             lines.append(
-                f"| {key[0]}, {key[1]} | {duration(ours['median'])} "
+                f"| {key[0]}, {key[1]}{', 1 thread' if alone else ''} "
+                f"| {duration(ours['median'])} "
                 f"| {'–' if share is None else format(1 / share, '.0%')} | {peers} |"
             )
     return "\n".join([*lines, "", f"Measured on {machine}."])

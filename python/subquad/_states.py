@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from subquad._dispatch import Array, backend_for, library_of, namespace_of
@@ -137,11 +138,25 @@ class State:
         _, arrays = load_archive(path, cls.__name__, cls._format_version)
         del arrays["header"]
         if like is not None:
-            arrays = {name: from_host(array, like) for name, array in arrays.items()}
+            # Elsewhere Dask arrays have NumPy companions.
+            is_lazy = library_of(like).name == "dask"
+            move = (
+                namespace_of(like).asarray if is_lazy else partial(from_host, like=like)
+            )
+            arrays = {name: move(array) for name, array in arrays.items()}
         try:
             return cls(**arrays)
         except TypeError as error:
             raise foreign_file(path, cls.__name__) from error
+
+
+def of_states(function: Callable[..., tuple[Array, ...]], *arrays: Any) -> Any:
+    """Call a function of the arrays of states; of Dask's, in one task that runs later."""
+    if library_of(arrays[0]).name == "dask":
+        from subquad._backends.dask.common import one_task
+
+        return one_task(function, *arrays)
+    return function(*arrays)
 
 
 def type_of_state(like: Array | None) -> tuple[Any, Any, Any]:

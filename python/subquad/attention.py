@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from subquad._dispatch import Array, backend_for, namespace_of
 from subquad._reference import states as _merges
-from subquad._states import State, listed, type_of_state
+from subquad._states import State, listed, of_states, type_of_state
 from subquad._validation import (
     AttentionArguments,
     as_type_of,
@@ -455,7 +455,9 @@ class AttentionState(State):
                     f"{tuple(later.shape)}"
                 )
                 raise ValueError(message)
-        return AttentionState(*_merges.merge_attention(*common_floats(names, arrays)))
+        return AttentionState(
+            *of_states(_merges.merge_attention, *common_floats(names, arrays))
+        )
 
     def finalize(self) -> AttentionState:
         """Return the state with its recent tokens in the sums.
@@ -477,7 +479,8 @@ class AttentionState(State):
         if self.recent_count is None:
             return self
         return AttentionState(
-            *_merges.fold_recent(
+            *of_states(
+                _merges.fold_recent,
                 self.key_sums,
                 self.value_sums,
                 self.recent_keys,
@@ -503,7 +506,7 @@ class AttentionState(State):
         >>> state.to_log().log_denominator
         array([3.69314718])
         """
-        return LogAttentionState(*_merges.attention_to_log(*sums_of(self)))
+        return LogAttentionState(*of_states(_merges.attention_to_log, *sums_of(self)))
 
     @classmethod
     def from_log(cls, state: LogAttentionState) -> AttentionState:
@@ -530,7 +533,9 @@ class AttentionState(State):
         arrays = (state.log_numerator, state.sign_numerator, state.log_denominator)
         names = ("log_numerator", "sign_numerator", "log_denominator")
         backend_for(**dict(zip(names, arrays, strict=True)))
-        return cls(*_merges.attention_from_log(*common_floats(names, arrays)))
+        return cls(
+            *of_states(_merges.attention_from_log, *common_floats(names, arrays))
+        )
 
 
 def linear_attention(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from subquad._dispatch import Array, backend_for, namespace_of
 from subquad._reference import states as _merges
-from subquad._states import State, listed, type_of_state
+from subquad._states import State, listed, of_states, type_of_state
 from subquad._validation import (
     common_floats,
     log_linear_recurrence_arguments,
@@ -154,7 +154,9 @@ class LogSumExpState(State):
         arrays = (self.log_sum, self.remainder, other.log_sum, other.remainder)
         names = ("log_sum", "remainder", "other.log_sum", "other.remainder")
         backend_for(**dict(zip(names, arrays, strict=True)))
-        return LogSumExpState(*_merges.merge_log_sums(*common_floats(names, arrays)))
+        return LogSumExpState(
+            *of_states(_merges.merge_log_sums, *common_floats(names, arrays))
+        )
 
     def finalize(self) -> Array:
         """Return the logarithms of the sums.

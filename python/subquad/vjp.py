@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from subquad._dispatch import Array, backend_for, namespace_of, not_an_array
+from subquad._dispatch import Array, backend_for, device_of, namespace_of, not_an_array
 from subquad._reference._common import sum_to
 from subquad._validation import (
     AttentionArguments,
@@ -482,7 +482,7 @@ def log_linear_recurrence(
         # The state is the last entry.
         edge = 0 if reverse else shape[axis] - 1
         index = xp.reshape(
-            xp.arange(shape[axis], device=grad_out.device),
+            xp.arange(shape[axis], device=device_of(grad_out)),
             (-1, *(1,) * (len(shape) - axis - 1)),
         )
         added = xp.expand_dims(grad_state, axis=axis)

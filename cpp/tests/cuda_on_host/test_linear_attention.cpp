@@ -427,7 +427,7 @@ template <class T>
 void check_locality() {
   const T nan = std::numeric_limits<T>::quiet_NaN();
   const T infinity = std::numeric_limits<T>::infinity();
-  for (const int kind : {0, 1, 2, 3, 4}) {
+  for (const int kind : {0, 1, 2, 3, 4, 5}) {
     for (const bool causal : {true, false}) {
       form f = sized(150, 5, 3, causal);
       f.run = 1;
@@ -439,6 +439,11 @@ void check_locality() {
       if (kind == 2) p.log_k({token, 2}) = nan;
       if (kind == 3) p.log_q({token, 2}) = nan;
       if (kind == 4) p.v({token, 1}) = std::numeric_limits<T>::max();
+      // A weight that is too small for T is a weight.
+      if (kind == 5) {
+        p.v({token, 1}) = nan;
+        for (std::int64_t r = 0; r < f.d_k; ++r) p.log_k({token, r}) = -3000;
+      }
       f = p.of;
       const outputs<T> out(f);
       run(p, out);

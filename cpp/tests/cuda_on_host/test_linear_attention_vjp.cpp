@@ -549,6 +549,12 @@ void check_forgetting() {
       if (at[0] % 31 == 5 * at[1]) e = kNone;
     });
     check(p);
+    // Nothing crosses it, to the last bit.
+    const gradients<T> g(p.of);
+    find_y(p, g);
+    run(p, g, {true, true, false, true});
+    p.log_decay.each(
+        [&](T& e, const shape& at) { SUBQUAD_CHECK((g.log_decay(at) == 0) == (e == kNone)); });
   }
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
+import dask
 import dask.array as da
 import numpy as np
 from dask.array.utils import meta_from_array
@@ -145,6 +146,18 @@ def as_dask(array: Array) -> Array:
     if isinstance(array, da.Array):
         return array
     return da.from_array(np.asarray(array), chunks=-1)
+
+
+def one_task(function: Callable[..., tuple[Array, ...]], *arrays: Array | None) -> Any:
+    """Call a function of small arrays, all of each at once, in a task that runs later."""
+    samples = quiet(function)(
+        *(None if a is None else np.ones(a.shape, a.dtype) for a in arrays)
+    )
+    task = dask.delayed(quiet(function), nout=len(samples))(*arrays)
+    return tuple(
+        da.from_delayed(part, shape=sample.shape, dtype=sample.dtype)
+        for part, sample in zip(task, samples, strict=True)
+    )
 
 
 def sum_to(array: Array, shape: tuple[int, ...]) -> Array:

@@ -342,7 +342,7 @@ def signed_logcumsumexp_vjp(
     pulls = pick(own, 2, index, index)
     reaching, _ = prefixes(pulls, axis, _merge_pulls, None, not reverse)
     results = blockwise(
-        functools.partial(_signed_vjp_block, axis=axis),
+        _signed_vjp_block,
         index,
         [(x, index), (sign, index), (own, index), (reaching, index)],
         x.dtype,
@@ -480,10 +480,7 @@ def _signed_vjp_block(
     sign: Array,
     own: tuple[Array, Array, Part],
     reaching: Part | None,
-    *,
-    axis: int,
 ) -> tuple[Array, Array]:
-    del axis
     xp = namespace_of(x)
     gx, gsign, _ = own
     if reaching is not None:
