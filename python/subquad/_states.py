@@ -151,7 +151,7 @@ class State:
 
 
 def of_states(function: Callable[..., tuple[Array, ...]], *arrays: Any) -> Any:
-    """Call a function of the arrays of states; of Dask's, in one task that runs later."""
+    """Call a function of states: for arrays of Dask, in one task that runs later."""
     if library_of(arrays[0]).name == "dask":
         from subquad._backends.dask.common import one_task
 

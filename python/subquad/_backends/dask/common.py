@@ -149,7 +149,7 @@ def as_dask(array: Array) -> Array:
 
 
 def one_task(function: Callable[..., tuple[Array, ...]], *arrays: Array | None) -> Any:
-    """Call a function of small arrays, all of each at once, in a task that runs later."""
+    """Call a function of small arrays, whole ones, in a task that runs later."""
     samples = quiet(function)(
         *(None if a is None else np.ones(a.shape, a.dtype) for a in arrays)
     )
