@@ -799,7 +799,7 @@ def torch_without_the_library():
     from torch._subclasses import FakeTensorMode
 
     from subquad import _dispatch
-    from subquad._reference import normalizers as reference
+    from subquad._reference import primitives as reference
 
     with FakeTensorMode():
         x = torch.empty(4, 3, device="cuda", dtype=torch.bfloat16)

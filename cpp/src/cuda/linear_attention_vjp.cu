@@ -744,10 +744,11 @@ struct feature_gradients_kernel {
     // Also what makes the flow there for all threads.
     const bool ends_here = !__syncthreads_or(has_border);
     const int feature = first + walk::feature();
+    const bool is_start = tokens.begins || (tokens.chunk == 0 && !in.key_sums);
     const auto forgets = [&](int row) {
       return tokens.is_border(row) ||
              walk::decay_at(tokens, row, feature, in.d_k) == -infinity<double>() ||
-             (row == 0 && tokens.begins);
+             (row == 0 && is_start);
     };
     double sum = 0;
     bool resets = false;
