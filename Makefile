@@ -41,7 +41,7 @@ demo: $(VENV)/.installed-demo
 
 ## make test       the whole test suite
 test: $(VENV)/.installed-dev
-	python -m pytest $(PYTEST_ARGS)
+	python -m pytest --numprocesses $(shell nproc) $(PYTEST_ARGS)
 
 ## make cpp-test   C++ tests, and the programs that embed the installed library
 cpp-test: cpp-configure
@@ -56,7 +56,7 @@ cuda-resources: cpp-configure
 # Without the accuracy on published data, which takes as long as all the rest.
 cuda-test: $(VENV)/.installed-dev cpp-configure
 	cmake --build $(CPP_BUILD) --target subquad_cuda_on_host
-	SUBQUAD_TEST_DEVICE=host python -m pytest -k "not published_accuracy" $(PYTEST_ARGS)
+	SUBQUAD_TEST_DEVICE=host python -m pytest --numprocesses $(shell nproc) -k "not published_accuracy" $(PYTEST_ARGS)
 
 cpp-configure: $(VENV)/.requirements
 	cmake --preset dev

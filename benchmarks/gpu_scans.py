@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,13 @@ from benchmarks.registry import Case, Check, Options, Peer, register
 
 ROUNDS = 5
 _SHAPES = (((4096, 16384), -1), ((16384, 4096), 0), ((1, 1 << 26), -1))
+
+
+def _shapes_of(options: Options) -> list[tuple[tuple[int, int], int]]:
+    """Return shapes and axes to run; a size of the command line is one, on each axis."""
+    if not options.sizes:
+        return list(_SHAPES)
+    return [((s.n, s.d or 64), axis) for s in options.sizes for axis in (-1, 0)]
 
 
 def _scan_problem(place: cuda.Place, shape: tuple[int, int]) -> Problem:
@@ -71,7 +78,7 @@ def logcumsumexp(options: Options) -> Iterable[Case]:
     place = options.device
 
     def cases() -> Iterator[Case]:
-        for shape, axis in _SHAPES:
+        for shape, axis in _shapes_of(options):
             problem = _scan_problem(place, shape)
             size = float(np.prod(shape))
             yield Case(
@@ -133,7 +140,7 @@ def logcumsumexp_vjp(options: Options) -> Iterable[Case]:
     place = options.device
 
     def cases() -> Iterator[Case]:
-        for shape, axis in _SHAPES:
+        for shape, axis in _shapes_of(options):
             problem = _scan_problem(place, shape)
             size = float(np.prod(shape))
             yield Case(
@@ -152,6 +159,14 @@ def logcumsumexp_vjp(options: Options) -> Iterable[Case]:
 
 
 # -------- attention
+
+
+def _attention_sizes(
+    options: Options, default: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    """Return (heads, n, d) to run; sizes of the command line are n and d of two heads."""
+    found = [(2, size.n, size.d or 64) for size in options.sizes]
+    return found or list(default)
 
 
 def _attention_problem(place: cuda.Place, heads: int, n: int, d: int) -> Problem:
@@ -209,7 +224,8 @@ def causal_attention(options: Options) -> Iterable[Case]:
     place = options.device
 
     def cases() -> Iterator[Case]:
-        for heads, n, d in ((16, 16384, 64), (1, 65536, 64), (64, 1024, 64)):
+        default = (16, 16384, 64), (1, 65536, 64), (64, 1024, 64)
+        for heads, n, d in _attention_sizes(options, default):
             problem = _attention_problem(place, heads, n, d)
             work = heads * n * (4.0 * d * d + 64 * 2.0 * d)
             yield Case(
@@ -269,7 +285,7 @@ def causal_attention_vjp(options: Options) -> Iterable[Case]:
         return Check(float(missing), 0.0, "only finite")
 
     def cases() -> Iterator[Case]:
-        for heads, n, d in ((16, 16384, 64),):
+        for heads, n, d in _attention_sizes(options, [(16, 16384, 64)]):
             problem = _attention_problem(place, heads, n, d)
             work = heads * n * (12.0 * d * d + 64 * 5.0 * d)
             yield Case(
@@ -295,7 +311,8 @@ def _step_ours(arrays: Any) -> Call:
     import subquad
 
     q, k, v = (a[:, 0].contiguous() for a in arrays[:3])
-    state = [subquad.AttentionState.init(tuple(q.shape[:1]), 64, 64, like=q)]
+    states, d = q.shape
+    state = [subquad.AttentionState.init((states,), d, d, like=q)]
 
     def call() -> Any:
         y, state[0] = state[0].step(q, k, v)
@@ -314,8 +331,9 @@ def attention_step(options: Options) -> Iterable[Case]:
         return Check(float((result[0] - result[1]).abs().max()), 1e-5)
 
     def cases() -> Iterator[Case]:
-        for states in (512, 4096):
-            problem = _attention_problem(place, states, 1, 64)
+        sizes = [(s.n, s.d or 64) for s in options.sizes] or [(512, 64), (4096, 64)]
+        for states, d in sizes:
+            problem = _attention_problem(place, states, 1, d)
             peers: list[Peer] = [problem.peer("subquad torch", _step_ours)]
             yield Case(f"{states} states", peers, check, values={"states": states})
 

@@ -367,7 +367,8 @@ def test_every_operation_passes_its_checks_on_small_sizes(tmp_path):
 CARD = cuda.Card("NVIDIA X100 8GB (test)", (9, 0), 4, 1e9, 2**33, "13.0")
 GPU_OPERATIONS = {
     "gpu_log_normalizer", "gpu_log_normalizer_vjp", "gpu_gaussian", "gpu_clusters",
-    "gpu_fit", "gpu_overhead",
+    "gpu_fit", "gpu_overhead", "gpu_logcumsumexp", "gpu_logcumsumexp_vjp",
+    "gpu_causal_attention", "gpu_causal_attention_vjp", "gpu_attention_step",
 }  # fmt: skip
 
 
