@@ -16,7 +16,7 @@ _SHAPES = (((4096, 16384), -1), ((16384, 4096), 0), ((1, 1 << 26), -1))
 
 
 def _shapes_of(options: Options) -> list[tuple[tuple[int, int], int]]:
-    """Return shapes and axes to run; a size of the command line is one, on each axis."""
+    """Return shapes and axes to run; a size of the command line is a shape."""
     if not options.sizes:
         return list(_SHAPES)
     return [((s.n, s.d or 64), axis) for s in options.sizes for axis in (-1, 0)]
@@ -164,7 +164,7 @@ def logcumsumexp_vjp(options: Options) -> Iterable[Case]:
 def _attention_sizes(
     options: Options, default: Sequence[tuple[int, int, int]]
 ) -> list[tuple[int, int, int]]:
-    """Return (heads, n, d) to run; sizes of the command line are n and d of two heads."""
+    """Return (heads, n, d) to run; a size of the command line is n and d."""
     found = [(2, size.n, size.d or 64) for size in options.sizes]
     return found or list(default)
 

@@ -233,7 +233,11 @@ def logcumsumexp_vjp(options: Options) -> Iterable[Case]:
             _name(shape, axis),
             [
                 Peer("subquad", lambda x=x, a=axis, g=grad: _subquad_vjp(x, a, g)),
-                Peer("torch", lambda x=x, a=axis, g=grad: _torch_vjp(x, a, g)),
+                Peer(
+                    "torch",
+                    lambda x=x, a=axis, g=grad: _torch_vjp(x, a, g),
+                    check=_is_loose(_check_vjp(x, axis, grad), "not held to 2e-6"),
+                ),
             ],
             _check_vjp(x, axis, grad),
             # The states of the blocks, and the entries again.
