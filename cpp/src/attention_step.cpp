@@ -23,6 +23,20 @@ const attention_step_functions<double>& functions() {
   return attention_step_table().f64;
 }
 
+// States that together are larger than this are in no core's own cache; so many bytes of them fit
+// into it.
+constexpr std::int64_t kNearBytes = 1 << 20;
+constexpr std::int64_t kGroupBytes = 3 << 17;
+
+// Asks for memory that is read soon. States that no cache holds are read at random pages, where the
+// processor's own prefetching stops: 16 of them asked for together take 2.2 us each, one by one 2.8
+// (64 x 64 float32, one thread).
+template <class T>
+void prefetch(const T* data, std::int64_t count) {
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < count; i += kLine) __builtin_prefetch(data + i, 0, 2);
+}
+
 template <class T>
 workspace_layout::slots slots_of(workspace_layout& workspace, std::int64_t batch, std::int64_t d_k,
                                  std::int64_t d_v) {
@@ -45,7 +59,7 @@ void step_as(const attention_shape& shape, const array_view& log_k, const array_
   const auto& kernels = functions<T>();
   // A state costs the reading of its sums, about 8 multiply-adds for every element.
   const double work = 8.0 * static_cast<double>(batch) * static_cast<double>((d_k + room) * d_v);
-  parallel_for(batch, threads_for(work, slots.count), [&](std::int64_t b, int slot) {
+  const auto step_of = [&](std::int64_t b, int slot) {
     const auto vector_of = [&](const array_view& array) {
       return vector_at<const T>(array, shape.batch.offset(array, 1, b));
     };
@@ -79,6 +93,24 @@ void step_as(const attention_shape& shape, const array_view& log_k, const array_
           is_empty ? -std::numeric_limits<T>::infinity()
                    : static_cast<T>(scale + std::log(denominator));
     }
+  };
+  const int threads = threads_for(work, slots.count);
+  const std::int64_t state_bytes =
+      (d_k * d_v + 5 * d_k + room * (d_k + d_v)) * static_cast<std::int64_t>(sizeof(T));
+  const bool is_far = batch * state_bytes > kNearBytes;
+  std::int64_t together = is_far ? kGroupBytes / state_bytes : 1;
+  together = std::clamp<std::int64_t>(together, 1, divide_up(batch, 2 * threads));
+  parallel_for(divide_up(batch, together), threads, [&](std::int64_t group, int slot) {
+    const std::int64_t begin = group * together;
+    const std::int64_t end = std::min(batch, begin + together);
+    for (std::int64_t b = begin; b < end && is_far; ++b) {
+      const std::int64_t recent = static_cast<const std::int64_t*>(recent_count.data)[b];
+      prefetch(static_cast<const T*>(value_sums.data) + b * 2 * d_k * d_v, d_k * d_v);
+      prefetch(static_cast<const T*>(key_sums.data) + b * 5 * d_k, 5 * d_k);
+      prefetch(static_cast<const T*>(recent_keys.data) + b * room * d_k, recent * d_k);
+      prefetch(static_cast<const T*>(recent_values.data) + b * room * d_v, recent * d_v);
+    }
+    for (std::int64_t b = begin; b < end; ++b) step_of(b, slot);
   });
 }
 

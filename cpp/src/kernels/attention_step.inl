@@ -108,13 +108,65 @@ struct step_state {
   }
 };
 
-// The recent tokens go into the sums. Four rows of S at a time share the loads of the values.
+// kRows rows of S in kVectors vectors of columns take on the recent tokens.
+template <int kRows, int kVectors, class T>
+SUBQUAD_INLINE void fold_tile(const attention_step_task<T>& task, const step_state<T>& state,
+                              std::int64_t count, std::int64_t r, std::int64_t c) {
+  const std::int64_t d_k = task.d_k;
+  const std::int64_t d_v = task.d_v;
+  vec<T> sums[kRows][kVectors] = {};
+  const T* keys = task.recent_keys + r;
+  const T* values = task.recent_values + c;
+  for (std::int64_t j = 0; j < count; ++j, keys += d_k, values += d_v) {
+    vec<T> value[kVectors];
+    SUBQUAD_UNROLL_VECTORS
+    for (int i = 0; i < kVectors; ++i) value[i] = load(values + i * lanes<T>);
+    SUBQUAD_UNROLL_ROWS
+    for (int row = 0; row < kRows; ++row) {
+      const vec<T> key = broadcast(keys[row]);
+      SUBQUAD_UNROLL_VECTORS
+      for (int i = 0; i < kVectors; ++i) sums[row][i] += key * value[i];
+    }
+  }
+  SUBQUAD_UNROLL_ROWS
+  for (int row = 0; row < kRows; ++row) {
+    SUBQUAD_UNROLL_VECTORS
+    for (int i = 0; i < kVectors; ++i) {
+      const std::int64_t at = (r + row) * d_v + c + i * lanes<T>;
+      vec<T> value = load(state.values + at);
+      vec<T> rest = load(state.values_rest + at);
+      add_compensated(value, rest, sums[row][i]);
+      store(state.values + at, value);
+      store(state.values_rest + at, rest);
+    }
+  }
+}
+
+// The same in all columns.
+template <int kRows, class T>
+SUBQUAD_INLINE void fold_rows(const attention_step_task<T>& task, const step_state<T>& state,
+                              std::int64_t count, std::int64_t r) {
+  const std::int64_t d_v = task.d_v;
+  std::int64_t c = 0;
+  for (; c + 2 * lanes<T> <= d_v; c += 2 * lanes<T>) fold_tile<kRows, 2>(task, state, count, r, c);
+  for (; c + lanes<T> <= d_v; c += lanes<T>) fold_tile<kRows, 1>(task, state, count, r, c);
+  for (; c < d_v; ++c) {
+    for (int row = 0; row < kRows; ++row) {
+      T sum = 0;
+      for (std::int64_t j = 0; j < count; ++j) {
+        sum += task.recent_keys[j * task.d_k + r + row] * task.recent_values[j * d_v + c];
+      }
+      const std::int64_t at = (r + row) * d_v + c;
+      add_compensated(state.values[at], state.values_rest[at], sum);
+    }
+  }
+}
+
+// The recent tokens go into the sums.
 template <class T>
 void fold(const attention_step_task<T>& task, const step_state<T>& state) {
   const std::int64_t d_k = task.d_k;
-  const std::int64_t d_v = task.d_v;
   const std::int64_t count = *task.recent_count;
-  constexpr int kRows = 4;
   std::int64_t first = 0;
   for (; first + lanes<T> <= d_k; first += lanes<T>) {
     vec<T> sums = {};
@@ -130,40 +182,10 @@ void fold(const attention_step_task<T>& task, const step_state<T>& state) {
     for (std::int64_t j = 0; j < count; ++j) sum += task.recent_keys[j * d_k + first];
     add_compensated(state.sum[first], state.sum_rest[first], sum);
   }
-  const std::int64_t whole = d_v / lanes<T> * lanes<T>;
-  for (std::int64_t r = 0; r < d_k; r += kRows) {
-    const int rows = static_cast<int>(smaller<std::int64_t>(kRows, d_k - r));
-    for (std::int64_t c = 0; c < whole; c += lanes<T>) {
-      vec<T> sums[kRows] = {};
-      for (std::int64_t j = 0; j < count; ++j) {
-        const vec<T> value = load(task.recent_values + j * d_v + c);
-        const T* keys = task.recent_keys + j * d_k + r;
-        if (rows == kRows) {
-          for (int i = 0; i < kRows; ++i) sums[i] += broadcast(keys[i]) * value;
-        } else {
-          for (int i = 0; i < rows; ++i) sums[i] += broadcast(keys[i]) * value;
-        }
-      }
-      for (int i = 0; i < rows; ++i) {
-        const std::int64_t at = (r + i) * d_v + c;
-        vec<T> value = load(state.values + at);
-        vec<T> rest = load(state.values_rest + at);
-        add_compensated(value, rest, sums[i]);
-        store(state.values + at, value);
-        store(state.values_rest + at, rest);
-      }
-    }
-    for (int i = 0; i < rows; ++i) {
-      for (std::int64_t c = whole; c < d_v; ++c) {
-        T sum = 0;
-        for (std::int64_t j = 0; j < count; ++j) {
-          sum += task.recent_keys[j * d_k + r + i] * task.recent_values[j * d_v + c];
-        }
-        const std::int64_t at = (r + i) * d_v + c;
-        add_compensated(state.values[at], state.values_rest[at], sum);
-      }
-    }
-  }
+  constexpr int kRows = kTileRows == 12 ? 8 : 4;
+  std::int64_t r = 0;
+  for (; r + kRows <= d_k; r += kRows) fold_rows<kRows>(task, state, count, r);
+  for (; r < d_k; ++r) fold_rows<1>(task, state, count, r);
   *task.recent_count = 0;
 }
 
@@ -269,15 +291,12 @@ SUBQUAD_INLINE void append(const attention_step_task<T>& task, const step_state<
 template <int kVectors, class T>
 SUBQUAD_INLINE void add_rows(const T* weights, const T* rows, std::int64_t count, std::int64_t d_v,
                              T* to) {
-  constexpr std::int64_t kAhead = 2048 / static_cast<std::int64_t>(sizeof(T));
   vec<T> even[kVectors];
   vec<T> odd[kVectors] = {};
   for (int i = 0; i < kVectors; ++i) even[i] = load(to + i * lanes<T>);
   std::int64_t r = 0;
   for (; r + 2 <= count; r += 2, rows += 2 * d_v) {
     for (int i = 0; i < kVectors; ++i) {
-      __builtin_prefetch(rows + kAhead + i * lanes<T>);
-      __builtin_prefetch(rows + kAhead + d_v + i * lanes<T>);
       even[i] += broadcast(weights[r]) * load(rows + i * lanes<T>);
       odd[i] += broadcast(weights[r + 1]) * load(rows + d_v + i * lanes<T>);
     }
