@@ -20,6 +20,7 @@ namespace {
 
 constexpr long double kBudget = 1.0L;
 constexpr std::size_t kBlock = 4096;
+constexpr long double kHalfPi = 1.5707963267948966192313L;
 
 struct level {
   const char* name;
@@ -108,6 +109,9 @@ long double exp2_or_zero(long double t) {
   return t <= std::numeric_limits<T>::min_exponent - 1.5L ? 0.0L : std::exp2(t);
 }
 
+long double sine(long double x) { return std::sin(x); }
+long double cosine(long double x) { return std::cos(x); }
+
 template <class T>
 std::vector<function<T>> functions();
 
@@ -117,7 +121,9 @@ std::vector<function<float>> functions<float>() {
   return {{"exp", &table::exp_f32, [](long double x) { return std::exp(x); }},
           {"log", &table::log_f32, [](long double x) { return std::log(x); }},
           {"log1p", &table::log1p_f32, [](long double x) { return std::log1p(x); }},
-          {"exp2_bounded", &table::exp2_bounded_f32, exp2_or_zero<float>}};
+          {"exp2_bounded", &table::exp2_bounded_f32, exp2_or_zero<float>},
+          {"sin_bounded", &table::sin_bounded_f32, sine},
+          {"cos_bounded", &table::cos_bounded_f32, cosine}};
 }
 
 template <>
@@ -126,11 +132,24 @@ std::vector<function<double>> functions<double>() {
   return {{"exp", &table::exp_f64, [](long double x) { return std::exp(x); }},
           {"log", &table::log_f64, [](long double x) { return std::log(x); }},
           {"log1p", &table::log1p_f64, [](long double x) { return std::log1p(x); }},
-          {"exp2_bounded", &table::exp2_bounded_f64, exp2_or_zero<double>}};
+          {"exp2_bounded", &table::exp2_bounded_f64, exp2_or_zero<double>},
+          {"sin_bounded", &table::sin_bounded_f64, sine},
+          {"cos_bounded", &table::cos_bounded_f64, cosine}};
 }
 
 template <class T>
 constexpr T kGreatestBounded = sizeof(T) == 4 ? T{120} : T{1000};
+
+template <class T>
+constexpr T kGreatestTurned = T{1647099};
+
+// Whether f is asked for values of x.
+template <class T>
+bool takes(const function<T>& f, T x) {
+  if (f.truth == &exp2_or_zero<T>) return !(x > kGreatestBounded<T>);
+  if (f.truth == &sine || f.truth == &cosine) return !(std::abs(x) > kGreatestTurned<T>);
+  return true;
+}
 
 // Feeds values to one function at every level, block by block, and keeps the greatest errors.
 template <class T>
@@ -142,7 +161,7 @@ class sweep {
   }
 
   void add(T x) {
-    if (function_.truth == &exp2_or_zero<T> && x > kGreatestBounded<T>) return;
+    if (!takes(function_, x)) return;
     x_.push_back(x);
     if (x_.size() == kBlock) flush();
   }
@@ -253,6 +272,9 @@ void add_interesting(sweep<T>& s) {
     add_neighbours<T>(s, static_cast<T>(k + 0.5L), 20);
     add_neighbours<T>(s, static_cast<T>(k), 20);
   }
+  for (int k = 0; k < 1048576; k += k < 2000 ? 1 : 997) {  // zeros of the sine and the cosine
+    for (int sign : {1, -1}) add_neighbours<T>(s, static_cast<T>(sign * k * kHalfPi), 3);
+  }
   for (T edge : {limits::max(), limits::lowest(), limits::min(), limits::denorm_min()}) {
     add_neighbours<T>(s, edge, 1000);
   }
@@ -280,6 +302,8 @@ int check_special_values(const std::vector<level>& levels) {
   const auto log = f[1].member;
   const auto log1p = f[2].member;
   const auto exp2_bounded = f[3].member;
+  const auto sin_bounded = f[4].member;
+  const auto cos_bounded = f[5].member;
   const T infinity = limits::infinity();
   const T nan = limits::quiet_NaN();
   const T tiny = limits::denorm_min();
@@ -336,6 +360,19 @@ int check_special_values(const std::vector<level>& levels) {
       {"exp2_bounded", exp2_bounded, -infinity, 0},
       {"exp2_bounded", exp2_bounded, nan, nan},
       {"exp2_bounded", exp2_bounded, -nan, nan},
+      {"sin_bounded", sin_bounded, 0, 0},
+      {"sin_bounded", sin_bounded, -T{0}, -T{0}},
+      {"sin_bounded", sin_bounded, tiny, tiny},
+      {"sin_bounded", sin_bounded, -tiny, -tiny},
+      {"sin_bounded", sin_bounded, infinity, nan},
+      {"sin_bounded", sin_bounded, -infinity, nan},
+      {"sin_bounded", sin_bounded, nan, nan},
+      {"cos_bounded", cos_bounded, 0, 1},
+      {"cos_bounded", cos_bounded, -T{0}, 1},
+      {"cos_bounded", cos_bounded, tiny, 1},
+      {"cos_bounded", cos_bounded, infinity, nan},
+      {"cos_bounded", cos_bounded, -infinity, nan},
+      {"cos_bounded", cos_bounded, nan, nan},
   };
   int failures = 0;
   for (const level& l : levels) {

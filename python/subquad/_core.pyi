@@ -24,11 +24,17 @@ __all__: list[str] = [
     "gaussian_score_moments_workspace",
     "get_isa",
     "get_num_threads",
+    "hadamard_transform",
+    "hadamard_transform_workspace",
     "isa_levels",
     "linear_attention",
     "linear_attention_vjp",
     "linear_attention_vjp_workspace",
     "linear_attention_workspace",
+    "log_features",
+    "log_features_vjp",
+    "log_features_vjp_workspace",
+    "log_features_workspace",
     "log_linear_attention",
     "log_linear_attention_vjp",
     "log_linear_attention_vjp_workspace",
@@ -56,6 +62,7 @@ __all__: list[str] = [
     "signed_logcumsumexp_vjp",
     "signed_logcumsumexp_vjp_workspace",
     "signed_logcumsumexp_workspace",
+    "trigonometric_features",
     "vector_math",
 ]
 
@@ -187,6 +194,18 @@ def gaussian_score_moments_workspace(
 ) -> int: ...
 def get_isa() -> str: ...
 def get_num_threads() -> int: ...
+def hadamard_transform(
+    x: typing.Any,
+    out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def hadamard_transform_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def isa_levels() -> list[str]: ...
 def linear_attention(
     log_k: typing.Any,
@@ -248,6 +267,51 @@ def linear_attention_workspace(
     d_v: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
     causal: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def log_features(
+    x: typing.Any,
+    projection: typing.Any,
+    bias: typing.Any,
+    diagonal: typing.Any,
+    factor: typing.Any,
+    shift: typing.Any,
+    linear: typing.Any,
+    antithetic: bool,
+    exponentiate: bool,
+    out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def log_features_vjp(
+    grad: typing.Any,
+    x: typing.Any,
+    projection: typing.Any,
+    diagonal: typing.Any,
+    factor: typing.Any,
+    shift: typing.Any,
+    linear: typing.Any,
+    antithetic: bool,
+    grad_x: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def log_features_vjp_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    m: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    r: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def log_features_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    m: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    r: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def log_linear_attention(
@@ -514,6 +578,18 @@ def signed_logcumsumexp_workspace(
     itemsize: typing.SupportsInt | typing.SupportsIndex,
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def trigonometric_features(
+    x: typing.Any,
+    projection: typing.Any,
+    bias: typing.Any,
+    diagonal: typing.Any,
+    factor: typing.Any,
+    shift: typing.Any,
+    linear: typing.Any,
+    out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def vector_math(name: str, x: typing.Any, out: typing.Any) -> None: ...
 
 _c_functions: typing.Any

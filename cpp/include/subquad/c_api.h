@@ -24,7 +24,9 @@
  *   - indices, labels and offsets are not looked at before the kernels run: out of their range they
  *     go unreported, and results are undefined;
  *   - x and y of subquad_log_normalizer and subquad_log_normalizer_vjp may be float16 or bfloat16,
- *     both of the one type; all other arrays of that call are then float32, and so is arithmetic;
+ *     both of the one type, and so may x of subquad_log_features, subquad_log_features_vjp and
+ *     subquad_trigonometric_features; all other arrays of that call, outputs and gradients too, are
+ *     then float32, and so is arithmetic;
  *   - context.n_threads has no meaning.
  *
  * Functions return a status, never throw and never print. `context` may be NULL (defaults); `error`
@@ -499,6 +501,61 @@ SUBQUAD_API subquad_status subquad_attention_step(
     const subquad_array* recent_count, int32_t empty_is_nan, const subquad_array* y,
     const subquad_array* log_z, const subquad_array* workspace, const subquad_context* context,
     subquad_error* error);
+
+/* ---- features -------------------------------------------------------------------------------- */
+
+/* Logarithms of positive random features. With z_i = x_i - shift and the row's term
+ *   q_i = z_i . linear - (sum_t diagonal_t z_it^2 + |factor z_i|^2) / 2,
+ *   out_im = z_i . projection_m + bias_m + q_i
+ *
+ * x (B..., n, d); projection (B..., m, d); bias (B..., m); diagonal (B..., d), factor (B..., r, d),
+ * shift (B..., d) and linear (B..., d) each optional: 0 where absent; out (B..., n, m). With
+ * antithetic != 0 every row of projection serves twice: out is (B..., n, 2 m), and
+ *   out_i,m+j = -z_i . projection_j + bias_j + q_i.
+ * With exponentiate != 0, out holds exp of these. */
+SUBQUAD_API size_t subquad_log_features_workspace(int64_t batch, int64_t n, int64_t m, int64_t d,
+                                                  int64_t r, int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_log_features(
+    const subquad_array* x, const subquad_array* projection, const subquad_array* bias,
+    const subquad_array* diagonal, const subquad_array* factor, const subquad_array* shift,
+    const subquad_array* linear, int32_t antithetic, int32_t exponentiate, const subquad_array* out,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_log_features without exponentiate, through x. With g_i the sum of row i of
+ * grad, and h_im = grad_im, or grad_im - grad_i,m+j of a pair,
+ *   grad_x_i = sum_m h_im projection_m + g_i (linear - diagonal z_i - factor^T factor z_i)
+ *
+ * grad as out, grad_x (B..., n, d), with the broadcast batch dimensions; the inputs as there. */
+SUBQUAD_API size_t subquad_log_features_vjp_workspace(int64_t batch, int64_t n, int64_t m,
+                                                      int64_t d, int64_t r, int64_t itemsize,
+                                                      int32_t device);
+SUBQUAD_API subquad_status subquad_log_features_vjp(
+    const subquad_array* grad, const subquad_array* x, const subquad_array* projection,
+    const subquad_array* diagonal, const subquad_array* factor, const subquad_array* shift,
+    const subquad_array* linear, int32_t antithetic, const subquad_array* grad_x,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Trigonometric random features. With z_i and q_i as above, t_im = z_i . projection_m and
+ * s_im = exp(q_i + bias_m),
+ *   out_im = s_im cos t_im, out_i,m+j = s_ij sin t_ij
+ *
+ * The arrays as there; out (B..., n, 2 m). The workspace is that of subquad_log_features. */
+SUBQUAD_API subquad_status subquad_trigonometric_features(
+    const subquad_array* x, const subquad_array* projection, const subquad_array* bias,
+    const subquad_array* diagonal, const subquad_array* factor, const subquad_array* shift,
+    const subquad_array* linear, const subquad_array* out, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
+
+/* out_i = sum_j (-1)^popcount(i & j) x_j, the Walsh-Hadamard transform in its natural order.
+ *
+ * x, out (B..., d), of one shape, d a power of two. Applied twice it is d times the identity. */
+SUBQUAD_API size_t subquad_hadamard_transform_workspace(int64_t batch, int64_t d, int64_t itemsize,
+                                                        int32_t device);
+SUBQUAD_API subquad_status subquad_hadamard_transform(const subquad_array* x,
+                                                      const subquad_array* out,
+                                                      const subquad_array* workspace,
+                                                      const subquad_context* context,
+                                                      subquad_error* error);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -297,6 +297,119 @@ SUBQUAD_INLINE vec<T> log1p(vec<T> x) {
   return with_log_limits<T>(from_bits<T>(bits_of<T>(value) | sign), x, T{-1});
 }
 
+// |x| up to which sin_cos_bounded may be asked: quarters of a turn up to it have 20 bits, and their
+// products with the first parts of pi / 2, of 33 bits, are exact.
+template <class T>
+constexpr T kSinCosBound = T(1647099);
+
+// x less the nearest multiple of pi / 2, in two parts, and the number of that multiple in the
+// lowest bits of `quarter`.
+struct turned {
+  vec<double> r;
+  vec<double> r_low;
+  ivec<double> quarter;
+};
+
+SUBQUAD_INLINE turned turn_back(vec<double> x, bool with_low) {
+  constexpr double kFirst = 0x1.921fb544p+0;
+  constexpr double kSecond = 0x1.0b4611a6p-34;
+  constexpr double kRest = 0x1.3198a2e037073p-69;
+  const vec<double> rounded = x * 0x1.45f306dc9c883p-1 + kRounder<double>;
+  const vec<double> n = rounded - kRounder<double>;
+  const vec<double> first = x - n * kFirst;  // exact
+  const vec<double> second = n * kSecond;    // exact
+  const vec<double> r = first - second;
+  if (!with_low) return {r, vec<double>{}, bits_of<double>(rounded)};
+  // What r lost, whichever of its terms is the greater, and the rest of pi / 2.
+  const vec<double> taken = r - first;
+  const vec<double> lost = (first - (r - taken)) - (second + taken);
+  const vec<double> low = lost - n * kRest;
+  const vec<double> sum = r + low;
+  return {sum, (r - sum) + low, bits_of<double>(rounded)};
+}
+
+// Sine and cosine from those of what turn_back left.
+SUBQUAD_INLINE void turn_forward(ivec<double> quarter, vec<double>& sine, vec<double>& cosine) {
+  const ivec<double> swapped = -(quarter & 1);
+  const ivec<double> s = bits_of<double>(sine);
+  const ivec<double> c = bits_of<double>(cosine);
+  const ivec<double> difference = (s ^ c) & swapped;
+  sine = from_bits<double>((s ^ difference) ^ ((quarter & 2) << 62));
+  cosine = from_bits<double>((c ^ difference) ^ (((quarter + 1) & 2) << 62));
+}
+
+// For |r| <= pi / 4: relative errors 1.6e-17 and 8.3e-19.
+SUBQUAD_INLINE void sin_cos_bounded(vec<double> x, vec<double>& sine, vec<double>& cosine) {
+  const turned t = turn_back(x, true);
+  const vec<double> z = t.r * t.r;
+  vec<double> p = broadcast(0x1.5dc86203d2cf9p-33);
+  p = p * z - 0x1.ae5f28e829709p-26;
+  p = p * z + 0x1.71de367fe6ba3p-19;
+  p = p * z - 0x1.a01a019d5734ep-13;
+  p = p * z + 0x1.111111111036ep-7;
+  p = p * z - 0x1.5555555555551p-3;
+  const vec<double> half_square = z * 0.5;
+  const vec<double> value = t.r + (t.r * z * p + (t.r_low - t.r_low * half_square));
+  sine = x == 0.0 ? x : value;  // of the sign of zero
+  vec<double> q = broadcast(-0x1.903adc576a4adp-37);
+  q = q * z + 0x1.1eeaf7c287a58p-29;
+  q = q * z - 0x1.27e4f98c694c1p-22;
+  q = q * z + 0x1.a01a019eb853ep-16;
+  q = q * z - 0x1.6c16c16c16544p-10;
+  q = q * z + 0x1.5555555555554p-5;
+  const vec<double> near = 1.0 - half_square;
+  cosine = near + (((1.0 - near) - half_square) + (z * z * q - t.r * t.r_low));
+  turn_forward(t.quarter, sine, cosine);
+}
+
+// In double, a half of the lanes at a time: relative errors 9.7e-12 and 1.6e-13 before the one
+// rounding.
+SUBQUAD_INLINE void sin_cos_bounded(vec<float> x, vec<float>& sine, vec<float>& cosine) {
+  typedef float half_lanes __attribute__((vector_size(SUBQUAD_VECTOR_BYTES / 2)));
+  half_lanes halves[2];
+  half_lanes sines[2];
+  half_lanes cosines[2];
+  __builtin_memcpy(halves, &x, sizeof x);
+  for (int h = 0; h < 2; ++h) {
+    const turned t = turn_back(__builtin_convertvector(halves[h], vec<double>), false);
+    const vec<double> z = t.r * t.r;
+    vec<double> p = broadcast(0x1.6d3969dc0f6b7p-19);
+    p = p * z - 0x1.a0116b94e3b96p-13;
+    p = p * z + 0x1.11110b2e41a8dp-7;
+    p = p * z - 0x1.55555550f92dap-3;
+    vec<double> s = t.r * (p * z + 1.0);
+    vec<double> q = broadcast(-0x1.241c51a8c4fc5p-22);
+    q = q * z + 0x1.a010adb8cacc5p-16;
+    q = q * z - 0x1.6c16b75a113d0p-10;
+    q = q * z + 0x1.5555554c7443bp-5;
+    q = q * z - 0x1.fffffffff73abp-2;
+    vec<double> c = q * z + 1.0;
+    turn_forward(t.quarter, s, c);
+    sines[h] = __builtin_convertvector(s, half_lanes);
+    cosines[h] = __builtin_convertvector(c, half_lanes);
+  }
+  __builtin_memcpy(&sine, sines, sizeof sine);
+  __builtin_memcpy(&cosine, cosines, sizeof cosine);
+}
+
+// Alone. Sine and cosine of |x| <= kSinCosBound are within 1 ulp + 2^-98 (float: 2^-49), keep the
+// sign of zero, and are NaN for infinities and NaN.
+template <class T>
+SUBQUAD_INLINE vec<T> sin_bounded(vec<T> x) {
+  vec<T> sine;
+  vec<T> cosine;
+  sin_cos_bounded(x, sine, cosine);
+  return sine;
+}
+
+template <class T>
+SUBQUAD_INLINE vec<T> cos_bounded(vec<T> x) {
+  vec<T> sine;
+  vec<T> cosine;
+  sin_cos_bounded(x, sine, cosine);
+  return cosine;
+}
+
 }  // namespace SUBQUAD_ISA
 }  // namespace subquad
 
@@ -323,10 +436,12 @@ static void map(const T* x, T* out, std::int64_t n) {
 
 extern const vector_math_kernels kernels_vector_math;
 const vector_math_kernels kernels_vector_math = {
-    map<float, exp<float>>,          map<float, log<float>>,
-    map<float, log1p<float>>,        map<double, exp<double>>,
-    map<double, log<double>>,        map<double, log1p<double>>,
-    map<float, exp2_bounded<float>>, map<double, exp2_bounded<double>>,
+    map<float, exp<float>>,           map<float, log<float>>,
+    map<float, log1p<float>>,         map<double, exp<double>>,
+    map<double, log<double>>,         map<double, log1p<double>>,
+    map<float, exp2_bounded<float>>,  map<double, exp2_bounded<double>>,
+    map<float, sin_bounded<float>>,   map<float, cos_bounded<float>>,
+    map<double, sin_bounded<double>>, map<double, cos_bounded<double>>,
 };
 
 }  // namespace SUBQUAD_ISA

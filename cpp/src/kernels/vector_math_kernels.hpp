@@ -16,6 +16,10 @@ struct vector_math_kernels {
   void (*log1p_f64)(const double* x, double* out, std::int64_t n);
   void (*exp2_bounded_f32)(const float* x, float* out, std::int64_t n);
   void (*exp2_bounded_f64)(const double* x, double* out, std::int64_t n);
+  void (*sin_bounded_f32)(const float* x, float* out, std::int64_t n);
+  void (*cos_bounded_f32)(const float* x, float* out, std::int64_t n);
+  void (*sin_bounded_f64)(const double* x, double* out, std::int64_t n);
+  void (*cos_bounded_f64)(const double* x, double* out, std::int64_t n);
 };
 
 }  // namespace subquad

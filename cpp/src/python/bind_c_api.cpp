@@ -27,6 +27,10 @@ const c_functions kFunctions = {
     &subquad_log_linear_attention,
     &subquad_log_linear_attention_vjp,
     &subquad_attention_step,
+    &subquad_log_features,
+    &subquad_log_features_vjp,
+    &subquad_trigonometric_features,
+    &subquad_hadamard_transform,
 };
 
 }  // namespace

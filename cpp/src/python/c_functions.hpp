@@ -36,6 +36,10 @@ struct c_functions {
   decltype(&subquad_log_linear_attention) log_linear_attention;
   decltype(&subquad_log_linear_attention_vjp) log_linear_attention_vjp;
   decltype(&subquad_attention_step) attention_step;
+  decltype(&subquad_log_features) log_features;
+  decltype(&subquad_log_features_vjp) log_features_vjp;
+  decltype(&subquad_trigonometric_features) trigonometric_features;
+  decltype(&subquad_hadamard_transform) hadamard_transform;
 };
 
 }  // namespace subquad::python

@@ -251,6 +251,10 @@ py::dict make_handlers() {
   add<&c_functions::component_sums>(handlers, "component_sums");
   add<&c_functions::component_scatter>(handlers, "component_scatter");
   add<&c_functions::sample_residuals>(handlers, "sample_residuals");
+  add<&c_functions::log_features>(handlers, "log_features");
+  add<&c_functions::log_features_vjp>(handlers, "log_features_vjp");
+  add<&c_functions::trigonometric_features>(handlers, "trigonometric_features");
+  add<&c_functions::hadamard_transform>(handlers, "hadamard_transform");
   add<&c_functions::logcumsumexp>(handlers, "logcumsumexp");
   add<&c_functions::logcumsumexp_vjp>(handlers, "logcumsumexp_vjp");
   add<&c_functions::signed_logcumsumexp>(handlers, "signed_logcumsumexp");
