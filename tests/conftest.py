@@ -184,8 +184,13 @@ def carried(
     for owner, name in (
         (subquad, "log_normalizer"),
         (subquad, "gaussian_log_normalizer"),
+        (subquad, "log_features"),
+        (subquad, "trigonometric_features"),
+        (subquad, "hadamard_transform"),
         (subquad.vjp, "log_normalizer"),
         (subquad.vjp, "gaussian_log_normalizer"),
+        (subquad.vjp, "log_features"),
+        (subquad.vjp, "hadamard_transform"),
     ):
         monkeypatch.setattr(owner, name, carrier.carried(getattr(owner, name)))
     estimator = subquad.GaussianNormalizer

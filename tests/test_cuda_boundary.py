@@ -24,7 +24,9 @@ import numpy as np
 import pytest
 
 import _cuda_double as double
+import _feature_formulas as features
 import subquad as sq
+from _oracle import assert_within, sum_to
 from subquad import _core
 
 SCENARIOS: dict[str, dict[str, Callable[[], None]]] = {}
@@ -665,6 +667,70 @@ def results_of_half_precision():
 
 
 @scenario("on host")
+def features_are_those_of_the_cpu():
+    double.installed_cupy()
+    for form in ("none", "all with diagonal", "all with factor"):
+        for dtype in (np.float64, np.float32):
+            given = features.case(form, bx=(2,), dtype=dtype)
+            grad = np.cos(given.call(sq.log_features, antithetic=True))
+            out = given.call(sq.log_features, double.Array, antithetic=True)
+            assert_within(out.get(), *features.log_features(given, True))
+            out = given.call(sq.trigonometric_features, double.Array)
+            assert_within(out.get(), *features.trigonometric_features(given))
+            options = {"antithetic": True}
+            found = given.call(sq.vjp.log_features, double.Array, grad, **options)
+            values, bounds = features.log_features_vjp(grad, given, True)
+            for a, value, bound, array in zip(
+                found,
+                features.public(values),
+                features.public(bounds),
+                features.public(given),
+                strict=True,
+            ):
+                assert a.dtype == dtype
+                value, bound = (sum_to(part, array.shape) for part in (value, bound))
+                assert_within(a.get(), value, 2 * bound)
+    for d in (1, 8, 256):
+        x = np.random.default_rng(0).standard_normal((3, d))
+        out = sq.hadamard_transform(double.Array(x))
+        assert_within(out.get(), *features.hadamard_transform(x))
+
+
+@scenario("on host")
+def features_of_half_precision():
+    double.installed_cupy()
+    given = features.case("all with factor", dtype=np.float32)
+    half = given._replace(x=given.x.astype(np.float16))
+    wide = given._replace(x=half.x.astype(np.float32))
+    out = half.call(sq.log_features, double.Array)
+    assert out.dtype == np.float32
+    assert_within(out.get(), *features.log_features(wide))
+    out = half.call(sq.trigonometric_features, double.Array)
+    assert_within(out.get(), *features.trigonometric_features(wide))
+    grad = np.ones((7, 5), np.float32)
+    gx, *others = half.call(sq.vjp.log_features, double.Array, grad)
+    expected = wide.call(sq.vjp.log_features, lambda a: a, grad)
+    assert gx.dtype == np.float16
+    np.testing.assert_allclose(gx.get(), expected[0], 2e-3, 2e-3)
+    for a, b in zip(others, expected[1:], strict=True):
+        np.testing.assert_allclose(a.get(), b, 2e-5, 2e-5)
+
+
+@scenario("on host")
+def features_wait_for_nothing():
+    double.installed_cupy()
+    given = features.case("all with factor")
+    given = features.Case(*(None if a is None else double.Array(a) for a in given))
+    x = double.Array(np.ones((3, 8)))
+    given.call(sq.log_features)
+    with no_traffic():
+        out = given.call(sq.log_features, antithetic=True)
+        given.call(sq.trigonometric_features)
+        given.call(sq.vjp.log_features, lambda a: a, out, antithetic=True)
+        sq.vjp.hadamard_transform(sq.hadamard_transform(x), x)
+
+
+@scenario("on host")
 def estimators_fit_and_evaluate():
     cupy = double.installed_cupy()
     for settings in ({}, {"control_samples": 16}):
@@ -732,11 +798,30 @@ def torch_operators_know_shapes_and_types():
         assert (gy.dtype, gy.shape, gy.device) == (y.dtype, y.shape, y.device)
         with pytest.raises(TypeError, match="x is torch on cuda:1, y is torch on cuda"):
             sq.log_normalizer(x, y.to("cuda:0"))
+        shift = torch.empty(3, device="cuda:1")
+        bias = torch.empty(5, device="cuda:1")
+        log_x = sq.log_features(x, y, bias, shift, shift=shift, antithetic=True)
+        assert (log_x.dtype, log_x.shape) == (torch.float32, (4, 10))
+        rows = (log_x, x, y.float(), shift, None, None, None, True)
+        gx = torch.ops.subquad.log_features_gradient_of_rows(*rows)
+        assert (gx.dtype, gx.shape, gx.device) == (z.dtype, x.shape, x.device)
+        waves = sq.trigonometric_features(x, y, bias, None)
+        assert (waves.dtype, waves.shape) == (torch.float32, (4, 10))
+        rows = sq.hadamard_transform(torch.empty(2, 8, device="cuda:1"))
+        assert (rows.shape, rows.device) == ((2, 8), torch.device("cuda:1"))
     assert recorder().prepared() == [1]
-    for name in ("log_normalizer", "gaussian_log_normalizer"):
-        for end in ("", "_vjp"):
-            found = torch._C._dispatch_has_kernel_for_dispatch_key
-            assert found(f"subquad::{name}{end}", "CUDA")
+    for name in (
+        "log_normalizer",
+        "log_normalizer_vjp",
+        "gaussian_log_normalizer",
+        "gaussian_log_normalizer_vjp",
+        "log_features",
+        "log_features_gradient_of_rows",
+        "trigonometric_features",
+        "hadamard_transform",
+    ):
+        found = torch._C._dispatch_has_kernel_for_dispatch_key
+        assert found(f"subquad::{name}", "CUDA")
 
 
 @scenario("missing")

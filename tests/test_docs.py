@@ -34,6 +34,7 @@ PAGES = sorted(
 PUBLIC_MODULES = [
     "subquad",
     "subquad.attention",
+    "subquad.features",
     "subquad.normalizers",
     "subquad.scans",
     "subquad.vjp",

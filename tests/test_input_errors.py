@@ -236,6 +236,136 @@ def test_vjp_gradient():
     )
 
 
+# -------------------------------------------------------------------------- features
+
+P, B, ROOT = np.zeros((6, 3)), np.zeros(6), np.zeros((2, 3))
+FEATURES = [sq.log_features, sq.trigonometric_features]
+each_form = pytest.mark.parametrize("function", FEATURES)
+
+
+@each_form
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex128])
+def test_arrays_of_features_must_be_real_floating(function, dtype):
+    name = np.dtype(dtype).name
+    arrays = [X, P, B, ROOT]
+    for i, argument in enumerate(["x", "projection", "bias", "quadratic"]):
+        bad = [a.astype(dtype) if i == j else a for j, a in enumerate(arrays)]
+        refused(TypeError, [rf"\b{argument}\b", name], lambda bad=bad: function(*bad))
+    for option in ("shift", "linear"):
+        given = {option: np.zeros(3, dtype)}
+        refused(
+            TypeError, [option, name], lambda given=given: function(*arrays, **given)
+        )
+    refused(TypeError, [r"\bx\b", name], lambda: sq.hadamard_transform(X.astype(dtype)))
+
+
+@each_form
+@pytest.mark.parametrize("bad", [[[1.0, 2.0]], 1.0, None, "x"], ids=repr)
+def test_features_are_of_arrays(function, bad):
+    kind = type(bad).__name__
+    refused(TypeError, [r"\bx\b", kind], lambda: function(bad, P, B, None))
+    refused(TypeError, ["projection", kind], lambda: function(X, bad, B, None))
+    refused(TypeError, ["bias", kind], lambda: function(X, P, bad, None))
+    refused(TypeError, [r"\bx\b", kind], lambda: sq.hadamard_transform(bad))
+    if bad is not None:
+        refused(TypeError, ["quadratic", kind], lambda: function(X, P, B, bad))
+        refused(TypeError, ["shift"], lambda: function(X, P, B, None, shift=bad))
+
+
+@each_form
+def test_ranks_of_features(function):
+    refused(ValueError, [r"\bx\b", "1"], lambda: function(X[0], P, B, None))
+    refused(ValueError, ["projection", "1"], lambda: function(X, P[0], B, None))
+    refused(ValueError, ["bias", "0"], lambda: function(X, P, np.array(0.0), None))
+    for bad in (np.array(0.0), np.zeros((2, 2, 3))):
+        refused(
+            ValueError,
+            ["quadratic", "diagonal", "factor", r"\(\.\.\., d\)"],
+            lambda bad=bad: function(X, P, B, bad),
+        )
+    scalar = np.array(0.0)
+    refused(ValueError, ["shift"], lambda: function(X, P, B, None, shift=scalar))
+    refused(ValueError, ["linear"], lambda: function(X, P, B, None, linear=scalar))
+
+
+@each_form
+def test_sizes_of_features(function):
+    short = np.zeros(2)
+    refused(
+        ValueError, ["projection", "3", "2"], lambda: function(X, P[:, :2], B, None)
+    )
+    refused(ValueError, ["bias", "6", "5"], lambda: function(X, P, B[:5], None))
+    refused(ValueError, ["quadratic", "3", "2"], lambda: function(X, P, B, short))
+    refused(ValueError, ["quadratic", "3", "2"], lambda: function(X, P, B, ROOT[:, :2]))
+    refused(
+        ValueError, ["shift", "3", "2"], lambda: function(X, P, B, None, shift=short)
+    )
+    refused(
+        ValueError, ["linear", "3", "2"], lambda: function(X, P, B, None, linear=short)
+    )
+    heads = np.zeros((2, 4, 3))
+    refused(
+        ValueError,
+        ["projection", "2", "5"],
+        lambda: function(heads, np.zeros((5, 6, 3)), B, None),
+    )
+    refused(
+        ValueError,
+        ["shift", "2", "5"],
+        lambda: function(heads, P, B, None, shift=np.zeros((5, 3))),
+    )
+
+
+@pytest.mark.parametrize("bad", [1, 0.0, None, "yes"])
+def test_antithetic(bad):
+    refused(
+        TypeError,
+        ["antithetic", "True", "False"],
+        lambda: sq.log_features(X, P, B, None, antithetic=bad),
+    )
+
+
+@pytest.mark.parametrize("d", [0, 3, 6, 100])
+def test_length_of_a_transform(d):
+    refused(
+        ValueError,
+        [r"\bx\b", "power of two", str(d)],
+        lambda: sq.hadamard_transform(np.zeros((2, d))),
+    )
+
+
+def test_rank_of_a_transform():
+    refused(ValueError, [r"\bx\b"], lambda: sq.hadamard_transform(np.array(0.0)))
+
+
+def test_libraries_of_features_do_not_mix():
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(6, 3, dtype=torch.float64)
+    for function in FEATURES:
+        refused(
+            TypeError, ["x", "numpy", "torch"], lambda f=function: f(X, tensor, B, None)
+        )
+        refused(
+            TypeError,
+            ["quadratic", "numpy", "torch"],
+            lambda f=function: f(X, P, B, tensor),
+        )
+
+
+def test_vjp_gradient_of_features():
+    vjp, grad = sq.vjp.log_features, np.zeros((4, 6))
+    refused(ValueError, ["grad", "6", "5"], lambda: vjp(grad[:, :5], X, P, B, None))
+    refused(
+        ValueError, ["grad", "12"], lambda: vjp(grad, X, P, B, None, antithetic=True)
+    )
+    refused(TypeError, ["grad", "int64"], lambda: vjp(grad.astype(int), X, P, B, None))
+    refused(TypeError, ["grad"], lambda: vjp(None, X, P, B, None))
+    refused(ValueError, ["out"], lambda: vjp(grad, X, P, B, None, out=grad[:3]))
+    transform, x = sq.vjp.hadamard_transform, np.zeros((2, 4))
+    refused(ValueError, ["grad", "4", "3"], lambda: transform(x[:, :3], x))
+    refused(TypeError, ["grad"], lambda: transform(None, x))
+
+
 # ------------------------------------------------------------------------- estimator
 
 

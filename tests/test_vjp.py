@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import _feature_formulas as features
 import subquad as sq
 from _arrays import to_numpy
 from _oracle import (
@@ -516,3 +517,137 @@ def test_jax_transformations():
     tangent = jax.jvp(lambda x: sq.log_normalizer(x, y), (x,), (x,))[1]
     gx = sq.vjp.log_normalizer(np.ones((3, 9)), np.asarray(x), np.asarray(y))[0]
     np.testing.assert_allclose(tangent, (gx * np.asarray(x)).sum(-1), rtol=1e-10)
+
+
+# --------------------------------------------------------------------------- features
+
+
+def check_features_vjp(got, grad, given, antithetic, library=None):
+    """Against the formulas within their error bound, every shape that of its input."""
+    inputs = features.public([given.x, *given[1:]])
+    expected = features.log_features_vjp(grad, given, antithetic)
+    values, bounds = map(features.public, expected)
+    for a, value, bound, array in zip(got, values, bounds, inputs, strict=True):
+        if library is not None:
+            assert type(a) is library.array_type()
+        a = to_numpy(a)
+        assert a.shape == array.shape
+        assert a.dtype == array.dtype
+        # What was stretched is summed once more.
+        assert_within(a, sum_to(value, array.shape), 2 * sum_to(bound, array.shape))
+
+
+def features_grad(given, antithetic, batch=(), seed=1):
+    m = (2 if antithetic else 1) * given.projection.shape[-2]
+    shape = (*batch, given.x.shape[-2], m)
+    return np.random.default_rng(seed).standard_normal(shape).astype(given.dtype)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("form", ["all with diagonal", "all with factor"])
+def test_features_finite_differences(form, antithetic):
+    given = features.case(form, n=3, m=2, d=3, r=2)
+    places = [place for place, a in enumerate(given) if a is not None]
+    grad = features_grad(given, antithetic)
+
+    def moved(*arrays):
+        complete = list(given)
+        for place, array in zip(places, arrays, strict=True):
+            complete[place] = array
+        return features.log_features(features.Case(*complete), antithetic)[0]
+
+    expected = differences(moved, [given[place] for place in places], grad)
+    got = given.call(sq.vjp.log_features, lambda a: a, grad, antithetic=antithetic)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("form", features.FORMS)
+def test_features_on_every_library(xp, form, antithetic):
+    given = features.case(form)
+    grad = features_grad(given, antithetic)
+    got = given.call(sq.vjp.log_features, xp.asarray, grad, antithetic=antithetic)
+    check_features_vjp(got, grad, given, antithetic, xp)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["all with diagonal", "all with factor"])
+@pytest.mark.parametrize(
+    "n, m, d, r",
+    [
+        (0, 5, 4, 3),
+        (5, 0, 4, 3),
+        (5, 4, 0, 2),
+        (1, 1, 1, 0),
+        (13, 33, 65, 7),
+        (97, 130, 33, 40),
+        (300, 7, 5, 2),
+    ],
+    ids=str,
+)
+def test_features_shapes(n, m, d, r, form, dtype):
+    given = features.case(form, n=n, m=m, d=d, r=r, dtype=dtype)
+    for antithetic in (False, True):
+        grad = features_grad(given, antithetic)
+        got = given.call(sq.vjp.log_features, lambda a: a, grad, antithetic=antithetic)
+        check_features_vjp(got, grad, given, antithetic)
+
+
+@pytest.mark.parametrize("form", ["all with diagonal", "all with factor"])
+@pytest.mark.parametrize(
+    "bx, bp",
+    [((2,), (2,)), ((2,), ()), ((), (2,)), ((2, 1), (3,)), ((0,), ())],
+    ids=str,
+)
+def test_features_batches_sum_what_was_stretched(bx, bp, form):
+    given = features.case(form, bx=bx, bp=bp)
+    grad = features_grad(given, True, np.broadcast_shapes(bx, bp))
+    got = given.call(sq.vjp.log_features, lambda a: a, grad, antithetic=True)
+    check_features_vjp(got, grad, given, True)
+
+
+def test_features_where_the_bias_alone_has_batches(xp):
+    given = features.case("all with factor")
+    batched = given._replace(bias=np.stack([given.bias, 2 * given.bias]))
+    grad = features_grad(batched, True, (2,))
+    got = batched.call(sq.vjp.log_features, xp.asarray, grad, antithetic=True)
+    check_features_vjp(got, grad, batched, True)
+
+
+def test_strided_gradients_of_features():
+    given = features.case("all with factor", n=13, m=9, d=7)
+    grad = features_grad(given, True)
+    for change in (
+        lambda a: np.flip(np.flip(a).copy()),
+        np.asfortranarray,
+        lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    ):
+        got = given.call(sq.vjp.log_features, change, grad, antithetic=True)
+        check_features_vjp(got, grad, given, True)
+    ones = np.broadcast_to(1.0, grad.shape)
+    got = given.call(sq.vjp.log_features, lambda a: a, ones, antithetic=True)
+    check_features_vjp(got, ones, given, True)
+
+
+def test_features_types_of_gradients():
+    given = features.case("all with diagonal", dtype=np.float32)
+    grad = features_grad(given, False)
+    half = given._replace(x=given.x.astype(np.float16))
+    got = half.call(sq.vjp.log_features, lambda a: a, grad)
+    assert [a.dtype for a in got] == [np.float16] + [np.float32] * 5
+    wide = given._replace(bias=given.bias.astype(np.float64))
+    got = wide.call(sq.vjp.log_features, lambda a: a, grad)
+    assert [a.dtype for a in got] == [np.float32] * 2 + [np.float64] + [np.float32] * 3
+
+
+def test_transform_is_its_own_reverse(xp):
+    x = np.random.default_rng(0).standard_normal((3, 16))
+    grad = np.cos(x)
+    (got,) = sq.vjp.hadamard_transform(xp.asarray(grad), xp.asarray(x))
+    assert type(got) is xp.array_type()
+    assert_within(to_numpy(got), *features.hadamard_transform(grad))
+    (got,) = sq.vjp.hadamard_transform(
+        xp.asarray(grad.astype(np.float32)), xp.asarray(x.astype(np.float32))
+    )
+    assert to_numpy(got).dtype == np.float32

@@ -4,7 +4,7 @@ Arrays may be NumPy, torch, JAX, Dask or any other array-API arrays; what comes 
 out.
 """
 
-from subquad import attention, normalizers, scans, vjp
+from subquad import attention, features, normalizers, scans, vjp
 from subquad._config import (
     get_isa,
     get_num_threads,
@@ -19,6 +19,16 @@ from subquad.attention import (
     LogAttentionState,
     linear_attention,
     log_linear_attention,
+)
+from subquad.features import (
+    InaccurateFeaturesWarning,
+    KernelRidge,
+    NadarayaWatson,
+    RandomFeatures,
+    hadamard_transform,
+    log_features,
+    random_feature_attention,
+    trigonometric_features,
 )
 from subquad.normalizers import (
     GaussianNormalizer,
@@ -35,24 +45,33 @@ from subquad.scans import (
 __all__ = [
     "AttentionState",
     "GaussianNormalizer",
+    "InaccurateFeaturesWarning",
+    "KernelRidge",
     "LogAttentionState",
     "LogSumExpState",
+    "NadarayaWatson",
+    "RandomFeatures",
     "__version__",
     "attention",
+    "features",
     "gaussian_log_normalizer",
     "get_isa",
     "get_num_threads",
+    "hadamard_transform",
     "linear_attention",
+    "log_features",
     "log_linear_attention",
     "log_linear_recurrence",
     "log_normalizer",
     "logcumsumexp",
     "normalizers",
     "num_threads",
+    "random_feature_attention",
     "scans",
     "set_isa",
     "set_num_threads",
     "show_config",
     "signed_logcumsumexp",
+    "trigonometric_features",
     "vjp",
 ]

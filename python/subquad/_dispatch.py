@@ -20,6 +20,15 @@ import numpy as np
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 Own: TypeAlias = tuple[Array, Array, bool]
+FeatureGradients: TypeAlias = tuple[
+    Array | None,
+    Array | None,
+    Array | None,
+    Array | None,
+    Array | None,
+    Array | None,
+    Array | None,
+]
 
 
 def _always(_: Array) -> bool:
@@ -35,17 +44,17 @@ class Backend(Protocol):
 
     Arguments are validated and of one library, device and floating type (float32 or
     float64); optional arrays may be None. Leading batch dimensions broadcast in the
-    normalizers, in attention and in their gradients; scans take arrays of one shape,
-    states without the axis; the other primitives take plain matrices. Segments are
-    64-bit integers where the library has them, masks booleans.
+    normalizers, in features, in attention and in their gradients; scans take arrays of
+    one shape, states without the axis; the other primitives take plain matrices.
+    Segments are 64-bit integers where the library has them, masks booleans.
 
     A backend whose arrays may be changed in place can have `has_attention_step`, true
     or a function of an array, and `attention_step`, which adds a token to a state's own
     arrays.
 
     Where a library keeps 16-bit types (`Library.keeps_half`), x and y of
-    `log_normalizer` and `log_normalizer_vjp` may be of one, beside float32 arrays;
-    results are float32 then.
+    `log_normalizer` and `log_normalizer_vjp`, and x of the features, may be of one,
+    beside float32 arrays; results are float32 then.
     """
 
     def log_normalizer(
@@ -125,6 +134,49 @@ class Backend(Protocol):
         quadratic: bool,
         /,
     ) -> tuple[Array, Array, Array]: ...
+
+    def log_features(
+        self,
+        x: Array,
+        projection: Array,
+        bias: Array,
+        diagonal: Array | None,
+        factor: Array | None,
+        shift: Array | None,
+        linear: Array | None,
+        antithetic: bool,
+        exponentiate: bool,
+        /,
+    ) -> Array: ...
+
+    def log_features_vjp(
+        self,
+        grad: Array,
+        x: Array,
+        projection: Array,
+        bias: Array,
+        diagonal: Array | None,
+        factor: Array | None,
+        shift: Array | None,
+        linear: Array | None,
+        antithetic: bool,
+        needs: tuple[bool, bool, bool, bool, bool, bool, bool],
+        /,
+    ) -> FeatureGradients: ...
+
+    def trigonometric_features(
+        self,
+        x: Array,
+        projection: Array,
+        bias: Array,
+        diagonal: Array | None,
+        factor: Array | None,
+        shift: Array | None,
+        linear: Array | None,
+        /,
+    ) -> Array: ...
+
+    def hadamard_transform(self, x: Array, /) -> Array: ...
 
     def logcumsumexp(
         self,

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import math
+import numbers
 import os
 import sys
 import tempfile
@@ -238,6 +239,20 @@ def require_integer(name: str, value: Any, least: int) -> None:
         raise ValueError(message)
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a parameter is a finite real number."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters as JSON can hold them: without the scalars of NumPy."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in parameters.items()
+    }
+
+
 def seed_of(random_state: Any) -> int:
     """Return the seed that `random_state` is, or one drawn from it."""
     if random_state is None:
@@ -259,38 +274,44 @@ def type_name(array: Array) -> str:
     return str(array.dtype).rpartition(".")[2]
 
 
-def as_rows(X: Any) -> Array:
-    """Return X as a matrix of float32 or float64 of its library."""
+def as_rows(X: Any, name: str = "X", *, heads: bool = False) -> Array:
+    """Return X as a matrix of float32 or float64 of its library.
+
+    With `heads` it may have batch dimensions in front.
+    """
     if hasattr(X, "tocsr"):
-        message = "X must be dense, got a sparse matrix; pass X.toarray()"
+        message = f"{name} must be dense, got a sparse matrix; pass {name}.toarray()"
         raise TypeError(message)
     known = isinstance(X, np.ndarray) or hasattr(X, "__array_namespace__")
     known = known or type(X).__module__.partition(".")[0] in ("torch", "dask", "cupy")
     rows: Array = X if known and not hasattr(X, "columns") else np.asarray(X)
-    library = _dispatch.library_of(rows, "X")
-    if rows.ndim != 2:
+    library = _dispatch.library_of(rows, name)
+    if rows.ndim < 2 or (rows.ndim > 2 and not heads):
+        expected = "of shape (..., n, d)" if heads else "a matrix of shape (n, d)"
         message = (
-            f"X must be a matrix of shape (n, d), got shape {tuple(rows.shape)}. "
-            "Reshape your data using X.reshape(-1, 1) if it has one feature, or "
-            "X.reshape(1, -1) if it is one key"
+            f"{name} must be {expected}, got shape {tuple(rows.shape)}. "
+            f"Reshape your data using {name}.reshape(-1, 1) if it has one feature, or "
+            f"{name}.reshape(1, -1) if it is one row"
         )
         raise ValueError(message)
     xp = library.xp
-    name = type_name(rows)
+    kind = type_name(rows)
     if library.name == "dask" and any(math.isnan(size) for size in rows.shape):
         rows = rows.compute_chunk_sizes()
-    if rows.shape[1] == 0:
+    if rows.shape[-1] == 0:
         message = (
             f"0 feature(s) (shape={tuple(rows.shape)}) while a minimum of 1 is "
             "required."
         )
         raise ValueError(message)
-    if name.startswith("complex"):
-        message = f"Complex data not supported: X must be real, got dtype {rows.dtype}"
+    if kind.startswith("complex"):
+        message = (
+            f"Complex data not supported: {name} must be real, got dtype {rows.dtype}"
+        )
         raise ValueError(message)
-    if name in ("float16", "bfloat16"):
+    if kind in ("float16", "bfloat16"):
         return xp.astype(rows, xp.float32)
-    if name in ("float32", "float64"):
+    if kind in ("float32", "float64"):
         if isinstance(rows, np.ndarray) and not rows.dtype.isnative:
             rows = rows.astype(rows.dtype.newbyteorder("="))
         return rows
@@ -353,13 +374,16 @@ def _to_host_or_list(values: Any) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def require_finite(rows: Array, start: int = 0) -> None:
-    """Raise ValueError naming the first row of X that holds NaN or infinity."""
+def require_finite(rows: Array, start: int = 0, name: str = "X") -> None:
+    """Raise ValueError naming the first row that holds NaN or infinity."""
     xp = _dispatch.namespace_of(rows)
-    bad = np.flatnonzero(~to_host(xp.all(xp.isfinite(rows), axis=1)))
+    bad = np.argwhere(~to_host(xp.all(xp.isfinite(rows), axis=-1)))
     if len(bad):
+        *head, row = (int(index) for index in bad[0])
+        place = f" of {tuple(head)}" if head else ""
         message = (
-            f"X must be finite, but row {start + int(bad[0])} contains NaN or infinity"
+            f"{name} must be finite, but row {start + row}{place} contains NaN or "
+            "infinity"
         )
         raise ValueError(message)
 

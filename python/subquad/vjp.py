@@ -19,7 +19,9 @@ from subquad._validation import (
     check_broadcast,
     check_shape,
     common_floats,
+    feature_arguments,
     gaussian_log_normalizer_arguments,
+    hadamard_transform_arguments,
     linear_attention_arguments,
     log_linear_attention_arguments,
     log_linear_recurrence_arguments,
@@ -32,7 +34,9 @@ from subquad.scans import LogSumExpState, state_arrays
 
 __all__ = [
     "gaussian_log_normalizer",
+    "hadamard_transform",
     "linear_attention",
+    "log_features",
     "log_linear_attention",
     "log_linear_recurrence",
     "log_normalizer",
@@ -226,6 +230,146 @@ def gaussian_log_normalizer(
         (True, True, True, True, diagonal is not None),
     )
     return _as_inputs(gradients, inputs)
+
+
+def log_features(
+    grad: Array,
+    x: Array,
+    projection: Array,
+    bias: Array,
+    quadratic: Array | None,
+    /,
+    *,
+    shift: Array | None = None,
+    linear: Array | None = None,
+    antithetic: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `subquad.log_features`.
+
+    Parameters
+    ----------
+    grad : array of shape (..., n, m) or (..., n, 2 m)
+        Derivative of a number in the result, of the result's shape.
+    x : array of shape (..., n, d)
+        Points.
+    projection : array of shape (..., m, d)
+        Random directions.
+    bias : array of shape (..., m)
+        What a feature has for all points alike.
+    quadratic : array of shape (..., d) or (..., r, d), or None
+        The diagonal of a quadratic form, or a factor of one.
+    shift : array of shape (..., d), optional
+        Subtracted from the points.
+    linear : array of shape (..., d), optional
+        Slope of the points' own term.
+    antithetic : bool
+        Whether each direction serves twice.
+    out : array, optional
+        The result of `subquad.log_features`, of which the gradients take nothing.
+
+    Returns
+    -------
+    tuple of arrays
+        The gradients in `x`, `projection` and `bias`, and in `quadratic`, `shift` and
+        `linear` where these are given, each of the shape and type of its array: summed
+        over dimensions that were broadcast.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.log_features`, and if `grad` or `out` has not the result's shape.
+
+    See Also
+    --------
+    subquad.log_features : The function.
+
+    Notes
+    -----
+    With h = grad, or of pairs the difference of both, and gᵢ the sum of a row of grad:
+    gxᵢ = Σ_m h_im projection_m + gᵢ (linear - Q zᵢ). O(n m d + n r d) time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> x, projection = np.array([[1.0, 2.0]]), np.array([[0.5, 0.0]])
+    >>> gx, *_ = sq.vjp.log_features(
+    ...     np.ones((1, 1)), x, projection, np.zeros(1), np.ones(2)
+    ... )
+    >>> gx
+    array([[-0.5, -2. ]])
+    """
+    if grad is None:
+        raise not_an_array("grad", None)
+    call = feature_arguments(x, projection, bias, quadratic, shift, linear, antithetic)
+    m = (2 if antithetic else 1) * projection.shape[-2]
+    grad, _ = _result_like((*call.batch, x.shape[-2], m), grad, out, call.arrays[1])
+    _, _, _, diagonal, factor, *_ = call.arrays
+    gx, g_projection, g_bias, g_diagonal, g_factor, g_shift, g_linear = (
+        call.backend.log_features_vjp(
+            grad,
+            *call.arrays,
+            bool(antithetic),
+            (
+                True,
+                True,
+                True,
+                diagonal is not None,
+                factor is not None,
+                shift is not None,
+                linear is not None,
+            ),
+        )
+    )
+    g_quadratic = g_factor if diagonal is None else g_diagonal
+    return _as_inputs(
+        (gx, g_projection, g_bias, g_quadratic, g_shift, g_linear),
+        (x, projection, bias, quadratic, shift, linear),
+    )
+
+
+def hadamard_transform(
+    grad: Array, x: Array, /, *, out: Array | None = None
+) -> tuple[Array, ...]:
+    """Compute the gradient of `subquad.hadamard_transform`.
+
+    Parameters
+    ----------
+    grad : array of shape (..., d)
+        Derivative of a number in the result, of the result's shape.
+    x : array of shape (..., d)
+        Rows, of which the gradient takes no more than shape and type.
+    out : array of shape (..., d), optional
+        The result of `subquad.hadamard_transform`, of which it takes nothing.
+
+    Returns
+    -------
+    tuple of one array
+        The gradient in `x`, of its shape and type.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.hadamard_transform`, and if `grad` or `out` has not the result's
+        shape.
+
+    See Also
+    --------
+    subquad.hadamard_transform : The function, which is its own reverse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> sq.vjp.hadamard_transform(np.array([1.0, 0.0]), np.zeros(2))
+    (array([1., 1.]),)
+    """
+    if grad is None:
+        raise not_an_array("grad", None)
+    backend, rows = hadamard_transform_arguments(x)
+    grad, _ = _result_like(tuple(rows.shape), grad, out, rows)
+    return (as_type_of(backend.hadamard_transform(grad), x),)
 
 
 def logcumsumexp(

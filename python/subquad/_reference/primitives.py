@@ -8,6 +8,13 @@ from subquad._reference.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._reference.features import (
+    gradient_of_rows,
+    hadamard_transform,
+    log_features,
+    log_features_vjp,
+    trigonometric_features,
+)
 from subquad._reference.normalizers import (
     component_scatter,
     component_sums,
@@ -37,8 +44,12 @@ __all__ = [
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_score_moments",
+    "gradient_of_rows",
+    "hadamard_transform",
     "linear_attention",
     "linear_attention_vjp",
+    "log_features",
+    "log_features_vjp",
     "log_linear_attention",
     "log_linear_attention_vjp",
     "log_linear_recurrence",
@@ -54,4 +65,5 @@ __all__ = [
     "signed_logcumsumexp",
     "signed_logcumsumexp_jvp",
     "signed_logcumsumexp_vjp",
+    "trigonometric_features",
 ]

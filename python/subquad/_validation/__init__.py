@@ -20,6 +20,11 @@ from subquad._validation.common import (
     check_shape,
     common_floats,
 )
+from subquad._validation.features import (
+    FeatureArguments,
+    feature_arguments,
+    hadamard_transform_arguments,
+)
 from subquad._validation.normalizers import (
     check_self_term,
     gaussian_log_normalizer_arguments,
@@ -35,6 +40,7 @@ from subquad._validation.scans import (
 
 __all__ = [
     "AttentionArguments",
+    "FeatureArguments",
     "RecurrenceArguments",
     "ScanArguments",
     "as_result_of",
@@ -47,7 +53,9 @@ __all__ = [
     "check_self_term",
     "check_shape",
     "common_floats",
+    "feature_arguments",
     "gaussian_log_normalizer_arguments",
+    "hadamard_transform_arguments",
     "linear_attention_arguments",
     "log_linear_attention_arguments",
     "log_linear_recurrence_arguments",

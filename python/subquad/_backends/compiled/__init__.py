@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from subquad._backends.compiled.attention import AttentionKernels
+from subquad._backends.compiled.features import FeatureKernels
 from subquad._backends.compiled.memory import CPU, CUDA, _core, serves_cuda
 from subquad._backends.compiled.normalizers import NormalizerKernels
 from subquad._backends.compiled.scans import ScanKernels
@@ -22,7 +23,7 @@ __all__ = ["CPU", "CUDA", "CudaKernels", "Kernels", "_core", "serves_cuda"]
 has_attention_step = True
 
 
-class Kernels(NormalizerKernels, ScanKernels, AttentionKernels):
+class Kernels(NormalizerKernels, FeatureKernels, ScanKernels, AttentionKernels):
     """The primitives over one library's memory of the CPU, or of CUDA."""
 
 
@@ -62,6 +63,10 @@ nearest_centroids = _KERNELS.nearest_centroids
 component_sums = _KERNELS.component_sums
 component_scatter = _KERNELS.component_scatter
 sample_residuals = _KERNELS.sample_residuals
+log_features = _KERNELS.log_features
+log_features_vjp = _KERNELS.log_features_vjp
+trigonometric_features = _KERNELS.trigonometric_features
+hadamard_transform = _KERNELS.hadamard_transform
 logcumsumexp = _KERNELS.logcumsumexp
 logcumsumexp_vjp = _KERNELS.logcumsumexp_vjp
 signed_logcumsumexp = _KERNELS.signed_logcumsumexp

@@ -12,6 +12,12 @@ from subquad._backends.dask.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.dask.features import (
+    hadamard_transform,
+    log_features,
+    log_features_vjp,
+    trigonometric_features,
+)
 from subquad._backends.dask.normalizers import (
     component_scatter,
     component_sums,
@@ -43,9 +49,12 @@ __all__ = [
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_score_moments",
+    "hadamard_transform",
     "has_attention_step",
     "linear_attention",
     "linear_attention_vjp",
+    "log_features",
+    "log_features_vjp",
     "log_linear_attention",
     "log_linear_attention_vjp",
     "log_linear_recurrence",
@@ -61,6 +70,7 @@ __all__ = [
     "signed_logcumsumexp",
     "signed_logcumsumexp_vjp",
     "take_rows",
+    "trigonometric_features",
 ]
 
 # A token at a time changes arrays in place: here its state is one of a sequence of one.

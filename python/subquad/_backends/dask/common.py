@@ -7,7 +7,7 @@ import itertools
 import math
 import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
@@ -169,6 +169,109 @@ def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
         axis for axis, size in enumerate(shape) if size == 1 and array.shape[axis] != 1
     )
     return array.sum(axis=axes, keepdims=True) if axes else array
+
+
+def with_components(
+    arrays: list[tuple[Array | None, Index]],
+) -> tuple[list[tuple[Array | None, Index]], Index]:
+    """Give arrays their batch indices, and make components whole."""
+    rank = max(a.ndim - len(core) for a, core in arrays if a is not None)
+    batch = tuple(f"b{i}" for i in range(rank))
+    inputs: list[tuple[Array | None, Index]] = []
+    for array, core in arrays:
+        if array is None:
+            inputs.append((None, ()))
+            continue
+        index = (*batch[rank - (array.ndim - len(core)) :], *core)
+        whole = {axis: -1 for axis, name in enumerate(index) if name in ("k", "d", "r")}
+        inputs.append((as_dask(array).rechunk(whole), index))
+    return inputs, batch
+
+
+def stretched(
+    arrays: Sequence[Array | None], cores: Sequence[int]
+) -> list[Array | None]:
+    """Return blocks over the batch that they broadcast to, contiguous ones.
+
+    `cores` are the dimensions of each block's matrices, after those of the batch.
+    """
+    batch = np.broadcast_shapes(
+        *(
+            array.shape[: array.ndim - core]
+            for array, core in zip(arrays, cores, strict=True)
+            if array is not None
+        )
+    )
+    return [
+        None
+        if array is None
+        else np.ascontiguousarray(
+            np.broadcast_to(array, batch + array.shape[array.ndim - core :])
+        )
+        for array, core in zip(arrays, cores, strict=True)
+    ]
+
+
+def row_gradients(
+    function: Callable[..., Any],
+    inputs: Sequence[tuple[Array | None, Index]],
+    others: Sequence[tuple[Array | None, Index]],
+    wanted: Sequence[bool],
+) -> list[Array | None]:
+    """Return the gradients of inputs from tasks that have a chunk of rows each.
+
+    The first input has rows; what tasks find for the other inputs, which are whole, is
+    added up by a tree.
+
+    Parameters
+    ----------
+    function : callable
+        Of the blocks of inputs and others. Returns a tuple, None for what is not
+        wanted, over the batch that they broadcast to.
+    inputs, others : sequence of tuples
+        Arrays, and the names of their dimensions after those of the batch: "n" are
+        rows.
+    wanted : sequence of bool
+        Which gradients.
+    """
+    first = inputs[0][0]
+    assert first is not None
+    indexed, batch = with_components([*inputs, *others])
+    aligned = cut_alike(indexed)
+    blocks = blockwise(function, (*batch, "n"), aligned, first.dtype)
+    sizes = {
+        name: array.chunks[axis]
+        for array, index in aligned
+        if array is not None
+        for axis, name in enumerate(index)
+    }
+    results: list[Array | None] = []
+    for place, ((array, core), is_wanted) in enumerate(
+        zip(inputs, wanted, strict=True)
+    ):
+        if not is_wanted or array is None:
+            results.append(None)
+            continue
+        index = (*batch, "n", "d") if place == 0 else (*batch, *core, "n")
+        part = da.blockwise(
+            functools.partial(_pick_gradient, place=place),
+            index,
+            blocks,
+            (*batch, "n"),
+            dtype=first.dtype,
+            meta=np.empty((0,) * len(index), dtype=first.dtype),
+            new_axes={name: sizes[name] for name in core if name != "n"},
+            adjust_chunks=None if place == 0 else {"n": 1},
+            align_arrays=False,
+        )
+        if place:
+            part = part.sum(axis=-1, split_every=FAN_IN)
+        results.append(sum_to(part, array.shape))
+    return results
+
+
+def _pick_gradient(block: tuple[Array, ...], *, place: int) -> Array:
+    return block[place] if place == 0 else block[place][..., None]
 
 
 def pick(

@@ -27,7 +27,10 @@ from subquad._backends.dask.common import (
     blockwise,
     cut_alike,
     one_thread,
+    row_gradients,
+    stretched,
     sum_to,
+    with_components,
 )
 
 # -------- exact normalizer
@@ -243,7 +246,7 @@ def gaussian_log_normalizer(
 ) -> Array:
     """See `subquad.gaussian_log_normalizer`: chunks of rows, all components."""
     component, log_weight, include = (None, None, False) if own is None else own
-    inputs, batch = _with_components(
+    inputs, batch = with_components(
         [
             (x, ("n", "d")),
             (log_counts, ("k",)),
@@ -282,23 +285,6 @@ def _gaussian_block(
         )
 
 
-def _with_components(
-    arrays: list[tuple[Array | None, Index]],
-) -> tuple[list[tuple[Array | None, Index]], Index]:
-    """Give arrays their batch indices, and make components whole."""
-    rank = max(a.ndim - len(core) for a, core in arrays if a is not None)
-    batch = tuple(f"b{i}" for i in range(rank))
-    inputs: list[tuple[Array | None, Index]] = []
-    for array, core in arrays:
-        if array is None:
-            inputs.append((None, ()))
-            continue
-        index = (*batch[rank - (array.ndim - len(core)) :], *core)
-        whole = {axis: -1 for axis, name in enumerate(index) if name in ("k", "d", "r")}
-        inputs.append((as_dask(array).rechunk(whole), index))
-    return inputs, batch
-
-
 def gaussian_log_normalizer_vjp(
     grad: Array,
     x: Array,
@@ -322,93 +308,25 @@ def gaussian_log_normalizer_vjp(
     wanted = tuple(
         need and array is not None for need, array in zip(needs, arrays, strict=True)
     )
-    inputs, batch = _with_components(
-        [*zip(arrays, cores, strict=True), (grad, ("n",)), (log_z, ("n",))]
-    )
-    aligned = cut_alike(inputs)
-    dtype = x.dtype
-    blocks = blockwise(
+    found = row_gradients(
         functools.partial(_gaussian_vjp_block, needs=wanted),
-        (*batch, "n"),
-        aligned,
-        dtype,
+        [*zip(arrays, cores, strict=True)],
+        [(grad, ("n",)), (log_z, ("n",))],
+        wanted,
     )
-    sizes = {
-        name: a.chunks[axis]
-        for a, index in aligned
-        if a is not None
-        for axis, name in enumerate(index)
-    }
-    results: list[Array | None] = []
-    for place, (array, core, is_wanted) in enumerate(
-        zip(arrays, cores, wanted, strict=True)
-    ):
-        if not is_wanted:
-            results.append(None)
-            continue
-        index = (*batch, *core, "n")
-        if place == 0:
-            index = (*batch, "n", "d")
-        part = da.blockwise(
-            functools.partial(_pick_gaussian, place=place),
-            index,
-            blocks,
-            (*batch, "n"),
-            dtype=dtype,
-            meta=np.empty((0,) * len(index), dtype=dtype),
-            new_axes={name: sizes[name] for name in core if name != "n"},
-            adjust_chunks=None if place == 0 else {"n": 1},
-            align_arrays=False,
-        )
-        if place:
-            part = part.sum(axis=-1, split_every=FAN_IN)
-        results.append(sum_to(part, array.shape))
-    return results[0], results[1], results[2], results[3], results[4]
+    return found[0], found[1], found[2], found[3], found[4]
 
 
 def _gaussian_vjp_block(
-    x: Array,
-    log_counts: Array,
-    means: Array,
-    factors: Array,
-    diagonal: Array,
-    grad: Array,
-    log_z: Array,
-    *,
-    needs: tuple[bool, ...],
+    *arrays: Array, needs: tuple[bool, ...]
 ) -> tuple[Array | None, ...]:
-    arrays = [
-        (x, 2),
-        (log_counts, 1),
-        (means, 2),
-        (factors, 3),
-        (diagonal, 2),
-        (grad, 1),
-        (log_z, 1),
-    ]
-    batch = np.broadcast_shapes(
-        *(a.shape[: a.ndim - n_core] for a, n_core in arrays if a is not None)
-    )
-    whole = [
-        None
-        if a is None
-        else np.ascontiguousarray(
-            np.broadcast_to(a, batch + a.shape[a.ndim - n_core :])
-        )
-        for a, n_core in arrays
-    ]
+    *inputs, grad, log_z = stretched(arrays, (2, 1, 2, 3, 2, 1, 1))
     with one_thread():
         function: Callable[..., Any] = _dispatch.backend_for(
-            x=x
+            x=inputs[0]
         ).gaussian_log_normalizer_vjp
-        gradients: tuple[Array | None, ...] = function(
-            whole[5], *whole[:5], whole[6], needs
-        )
+        gradients: tuple[Array | None, ...] = function(grad, *inputs, log_z, needs)
     return gradients
-
-
-def _pick_gaussian(block: tuple[Array, ...], *, place: int) -> Array:
-    return block[place] if place == 0 else block[place][..., None]
 
 
 def gaussian_score_moments(

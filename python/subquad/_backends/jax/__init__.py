@@ -18,6 +18,12 @@ from subquad._backends.jax.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.jax.features import (
+    hadamard_transform,
+    log_features,
+    log_features_vjp,
+    trigonometric_features,
+)
 from subquad._backends.jax.normalizers import (
     component_scatter,
     component_sums,
@@ -44,8 +50,11 @@ __all__ = [
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_score_moments",
+    "hadamard_transform",
     "linear_attention",
     "linear_attention_vjp",
+    "log_features",
+    "log_features_vjp",
     "log_linear_attention",
     "log_linear_attention_vjp",
     "log_linear_recurrence",
@@ -58,6 +67,7 @@ __all__ = [
     "sample_residuals",
     "signed_logcumsumexp",
     "signed_logcumsumexp_vjp",
+    "trigonometric_features",
 ]
 
 jax_targets.register(jax)

@@ -70,6 +70,8 @@ class Kernel:
     limits : Callable
         Of the input arrays: for the place of an index, how many there are to choose
         from. Indices beyond mean none.
+    workspace : str, optional
+        Name of the function whose workspace it takes; by default its own.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Kernel:
     by_reference: Callable[..., list[Array]]
     types: str
     limits: Callable[[Sequence[Any]], dict[int, int]] = lambda _: {}
+    workspace: str | None = None
 
     def __post_init__(self) -> None:
         self.primitive = _define_kernel(self)
@@ -247,7 +250,8 @@ def _call(
     del threads
     arrays = spread(operands, given)
     plan = kernel.plan(*arrays, **parameters)
-    size = getattr(_core, f"{kernel.name}_workspace")(*plan.sizes, device)
+    size_of = getattr(_core, f"{kernel.workspace or kernel.name}_workspace")
+    size = size_of(*plan.sizes, device)
     outputs = [output for output in plan.outputs if output is not None]
     present = (*given, *(output is not None for output in plan.outputs), True)
     # The kernels' 64-bit integers and sums are theirs alone where JAX has them off.
@@ -350,8 +354,9 @@ class Derivative:
 
     Attributes
     ----------
-    reverse : Kernel
-        It takes `needs`, which says what of `moves` is wanted.
+    reverse : Kernel or Callable
+        Of a list of arrays and static parameters. It takes `needs`, which says what of
+        `moves` is wanted.
     moves : tuple of int
         Places of the inputs that have gradients.
     results : tuple of int
@@ -372,7 +377,7 @@ class Derivative:
         Places of inputs that leave all to the reference.
     """
 
-    reverse: Kernel
+    reverse: Kernel | Callable[..., list[Array]]
     moves: tuple[int, ...]
     results: tuple[int, ...]
     kept: tuple[int, ...]
@@ -404,6 +409,9 @@ def differentiate(kernel: Kernel, rule: Derivative) -> None:
     """
     forward = kernel.primitive
     by_default: Any = ad.primitive_jvps[forward]
+    reverse = rule.reverse
+    if isinstance(reverse, Kernel):
+        reverse = functools.partial(_bind, reverse)
 
     def parts(
         operands: Sequence[Any],
@@ -450,8 +458,7 @@ def differentiate(kernel: Kernel, rule: Derivative) -> None:
             )
         ]
         found = iter(
-            _bind(
-                rule.reverse,
+            reverse(
                 rule.arguments(inputs, kept, grads),
                 needs=tuple(map(ad.is_undefined_primal, tangents)),
                 **{name: parameters[name] for name in rule.parameters},

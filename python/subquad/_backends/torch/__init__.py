@@ -16,6 +16,12 @@ from subquad._backends.torch.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.torch.features import (
+    hadamard_transform,
+    log_features,
+    log_features_vjp,
+    trigonometric_features,
+)
 from subquad._backends.torch.memory import is_compiling, keeps_half, takes
 from subquad._backends.torch.normalizers import (
     component_scatter,
@@ -45,11 +51,14 @@ __all__ = [
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_score_moments",
+    "hadamard_transform",
     "has_attention_step",
     "is_compiling",
     "keeps_half",
     "linear_attention",
     "linear_attention_vjp",
+    "log_features",
+    "log_features_vjp",
     "log_linear_attention",
     "log_linear_attention_vjp",
     "log_linear_recurrence",
@@ -63,6 +72,7 @@ __all__ = [
     "signed_logcumsumexp",
     "signed_logcumsumexp_vjp",
     "takes",
+    "trigonometric_features",
 ]
 
 register_states()
