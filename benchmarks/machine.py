@@ -81,7 +81,8 @@ def _blas() -> str | None:
 
 _PACKAGES = (
     "subquad", "numpy", "scipy", "torch", "jax", "edrep", "cupy-cuda13x",
-    "flash-linear-attention",
+    "flash-linear-attention", "scikit-learn", "performer-pytorch",
+    "pytorch-fast-transformers",
 )  # fmt: skip
 
 

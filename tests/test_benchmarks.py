@@ -22,7 +22,7 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not part of this copy", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cuda, gpu, harness, machine, revisions  # noqa: E402
+from benchmarks import cuda, features, gpu, harness, machine, revisions  # noqa: E402
 from benchmarks.registry import (  # noqa: E402
     OPERATIONS,
     Case,
@@ -342,7 +342,8 @@ def test_list_names_every_operation():
     assert done.returncode == 0, done.stderr
     for name in (
         "tile_product", "log_normalizer", "log_normalizer_vjp", "gaussian", "scaling",
-        "overhead", "accuracy", "gpu_log_normalizer",
+        "overhead", "accuracy", "log_features", "hadamard_transform", "causal_product",
+        "random_feature_attention", "feature_fit", "gpu_log_normalizer",
     ):  # fmt: skip
         assert name in done.stdout
 
@@ -362,6 +363,72 @@ def test_every_operation_passes_its_checks_on_small_sizes(tmp_path):
         assert row["status"] == "ok" or "torch" in row["reason"], row
 
 
+# ------------------------------------------------------------------- features
+
+FEATURE_OPERATIONS = (
+    "log_features", "log_features_vjp", "trigonometric_features", "hadamard_transform",
+    "random_feature_attention", "causal_product", "feature_fit",
+)  # fmt: skip
+
+
+def test_features_pass_their_checks_on_small_sizes(tmp_path):
+    out = tmp_path / "out.json"
+    done = benchmarks(
+        *("--op", ",".join(FEATURE_OPERATIONS), "--sizes", "300x12", "--rounds", "1"),
+        *("--json", str(out), "--no-memory", "--peers", "subquad,numpy,plain,sklearn"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(out.read_text())
+    rows = results["rows"]
+    ours = [row for row in rows if row["peer"].startswith("subquad")]
+    assert {row["op"] for row in ours} == set(FEATURE_OPERATIONS)
+    assert {row["status"] for row in ours} == {"ok"}, ours
+    # Whoever is not there says so.
+    for row in rows:
+        is_absent = "missing" in row["reason"] or "compiler" in row["reason"]
+        assert row["status"] == "ok" or is_absent, row
+    limits = [row for row in ours if row["op"] == "log_features"]
+    assert all(row["limit"] == max(row["limit_parts"].values()) for row in limits)
+    assert "softmax attention" in results["summaries"]["random_feature_attention"][0]
+
+
+def test_a_copy_has_a_rate(monkeypatch):
+    monkeypatch.setattr(features, "_COPY_BYTES", 2**20)
+    rates = machine.Rates(1)
+    rate = features.copy_rate(rates)
+    assert rate > 0
+    # Measured once, and listed with the others.
+    assert features.copy_rate(rates) == rates.measured["copy"] == rate
+
+
+def test_the_plain_causal_product_needs_a_compiler(monkeypatch):
+    features._compiled_causal_product.cache_clear()
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(Skip, match="compiler failed"):
+        features._Product(1, 8).plain(1)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(Skip, match="no C"):
+        features._Product(1, 8).plain(1)
+
+
+def test_a_fit_of_other_scales_fails_its_check():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((2, 50, 4))
+    for family in features._STATED:
+        check_fit = features._check_fit(x, y, family)
+        rho = features._closed_form(x, y, family)
+        assert check_fit(rho[::-1]).passed
+        assert not check_fit(rho * 1.001).passed
+
+
+def test_fits_are_compared_with_what_is_stated():
+    row = {"case": "c", "peer": "subquad", "median": 3e-3, "values": {"stated": 6e-3}}
+    absent = row | {"values": {"stated": None}}
+    (line,) = features._against_stated([row, absent, row | {"median": None}])
+    assert line == "c, subquad: 3 ms, 0.50 of the 6 ms stated"
+
+
 # -------------------------------------------------------------------- on a GPU
 
 CARD = cuda.Card("NVIDIA X100 8GB (test)", (9, 0), 4, 1e9, 2**33, "13.0")
@@ -369,6 +436,7 @@ GPU_OPERATIONS = {
     "gpu_log_normalizer", "gpu_log_normalizer_vjp", "gpu_gaussian", "gpu_clusters",
     "gpu_fit", "gpu_overhead", "gpu_logcumsumexp", "gpu_logcumsumexp_vjp",
     "gpu_causal_attention", "gpu_causal_attention_vjp", "gpu_attention_step",
+    "gpu_log_features", "gpu_log_features_vjp", "gpu_hadamard_transform",
 }  # fmt: skip
 
 

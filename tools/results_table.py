@@ -95,6 +95,13 @@ SHOWN = {
     "causal_attention",
     "causal_attention_vjp",
     "attention_step",
+    "log_features",
+    "log_features_vjp",
+    "trigonometric_features",
+    "hadamard_transform",
+    "random_feature_attention",
+    "causal_product",
+    "feature_fit",
 }
 
 
