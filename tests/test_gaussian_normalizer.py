@@ -1130,7 +1130,7 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("sklearn_check", checks, ids=names)
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default", "ignore::subquad.InaccurateFeaturesWarning")
 def test_scikit_learn_check(sklearn_check):
     from unittest import SkipTest
 

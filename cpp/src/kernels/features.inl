@@ -361,32 +361,6 @@ struct staged_panel {
     return {data + half * width + j, halves * width};
   }
 
-  // Copies rows [begin, end) to the output; calls follow each other from row 0 to `rows`.
-  template <bool kStream>
-  SUBQUAD_ALWAYS_INLINE void drain(std::int64_t begin, std::int64_t end) const {
-    end = smaller(end, rows);
-    if (begin >= end) return;
-    const std::int64_t row_length = halves * width;
-    if (kStream && columns == width && half_step == width && out.row_stride == row_length) {
-      // Memory without gaps: lines that two rows share are left to the next call.
-      const std::int64_t from = begin == 0 ? 0 : whole_lines(begin * row_length);
-      const std::int64_t to = end == rows ? rows * row_length : whole_lines(end * row_length);
-      stream_copy<T>(data + from, to - from, out.data + from);
-      return;
-    }
-    for (std::int64_t r = begin; r < end; ++r) {
-      for (std::int64_t half = 0; half < halves; ++half) {
-        const T* from = data + (r * halves + half) * width;
-        const std::int64_t first = column + half * half_step;
-        if constexpr (kStream) {
-          stream_copy<T>(from, columns, &out(r, first));
-        } else {
-          for (std::int64_t j = 0; j < columns; ++j) out(r, first + j) = from[j];
-        }
-      }
-    }
-  }
-
   // The most elements, at most `count`, after which a line of the output begins, or 0.
   SUBQUAD_ALWAYS_INLINE std::int64_t whole_lines(std::int64_t count) const {
     constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
@@ -395,6 +369,38 @@ struct staged_panel {
     return past < count ? count - past : 0;
   }
 };
+
+// Copies rows [begin, end) to the output, past the caches where `streams`; calls follow each other
+// from row 0 to `rows`. A function of its own, as loading a panel is: every kind of features inlines
+// its products alone.
+template <class T>
+__attribute__((noinline)) void drain(const staged_panel<T>& panel, bool streams, std::int64_t begin,
+                                     std::int64_t end) {
+  end = smaller(end, panel.rows);
+  if (begin >= end) return;
+  const matrix_view<T>& out = panel.out;
+  const std::int64_t row_length = panel.halves * panel.width;
+  if (streams && panel.columns == panel.width && panel.half_step == panel.width &&
+      out.row_stride == row_length) {
+    // Memory without gaps: lines that two rows share are left to the next call.
+    const std::int64_t from = begin == 0 ? 0 : panel.whole_lines(begin * row_length);
+    const std::int64_t to =
+        end == panel.rows ? panel.rows * row_length : panel.whole_lines(end * row_length);
+    stream_copy<T>(panel.data + from, to - from, out.data + from);
+    return;
+  }
+  for (std::int64_t r = begin; r < end; ++r) {
+    for (std::int64_t half = 0; half < panel.halves; ++half) {
+      const T* from = panel.data + (r * panel.halves + half) * panel.width;
+      const std::int64_t first = panel.column + half * panel.half_step;
+      if (streams) {
+        stream_copy<T>(from, panel.columns, &out(r, first));
+      } else {
+        for (std::int64_t j = 0; j < panel.columns; ++j) out(r, first + j) = from[j];
+      }
+    }
+  }
+}
 
 template <class T>
 struct features_layout {
@@ -431,9 +437,18 @@ SUBQUAD_INLINE void prefetch_rows(matrix_view<const T> x, std::int64_t r, std::i
   }
 }
 
+// Rows of x become a panel of z and their terms.
+template <class T>
+__attribute__((noinline)) void load_panel(const feature_map_task<T>& map,
+                                          const packed_layout<T>& packed, matrix_view<const T> x,
+                                          std::int64_t rows, T* z, T* terms) {
+  pack_panel_rows<T>(x, rows, map.depth, z);
+  shift_rows<T>(map, packed, z, terms);
+}
+
 // kStage: the output is written a panel of rows at a time, the panel before the one in the making,
 // some of its rows after each tile, so that memory is written while products are computed.
-template <class T, feature_values kValues, bool kPairs, bool kStage, bool kStream>
+template <class T, feature_values kValues, bool kPairs, bool kStage>
 void put_features(const features_task<T>& task) {
   constexpr int kColumns = kTileColumns<T>;
   const feature_map_task<T>& map = task.map;
@@ -441,6 +456,7 @@ void put_features(const features_task<T>& task) {
   const packed_layout<T> packed(map.packed, map.m, depth, map.rank);
   const features_layout<T> layout(task.scratch, task.n, map.m, depth);
   const bool has_terms = map.linear || map.diagonal || map.rank > 0;
+  [[maybe_unused]] const bool streams = task.out.column_stride == 1 && task.beyond_caches;
   staged_panel<T> before{};
   for (std::int64_t first = 0; first < map.m; first += layout.width) {
     const std::int64_t columns = smaller(layout.width, map.m - first);
@@ -452,10 +468,7 @@ void put_features(const features_task<T>& task) {
       T* terms = layout.terms + row;
       const matrix_view<const T> x = task.x.from(row);
       const std::int64_t rows = task.n - row;
-      if (first == 0) {
-        pack_panel_rows<T>(x, rows, depth, z);
-        shift_rows<T>(map, packed, z, terms);
-      }
+      if (first == 0) load_panel<T>(map, packed, x, rows, z, terms);
       const matrix_view<T> out = task.out.from(row);
       const staged_panel<T> now{
           staged,  layout.width,   out,  smaller<std::int64_t>(rows, kTileRows), first,
@@ -479,7 +492,7 @@ void put_features(const features_task<T>& task) {
         const std::int64_t half = kStage ? depth / 2 : depth;
         tile_product<T>(half, z, projection, t);
         if constexpr (kStage) {
-          before.template drain<kStream>(i * rows_per_tile, (i + 1) * rows_per_tile);
+          drain<T>(before, streams, i * rows_per_tile, (i + 1) * rows_per_tile);
           tile_product<T>(depth - half, z + half * kTileRows, projection + half * kColumns, t);
         }
         put_tile<T, kValues, kPairs>(t, packed.bias + first + j, terms, has_terms, one, other);
@@ -488,28 +501,28 @@ void put_features(const features_task<T>& task) {
         before = now;
         staged = staged == layout.staged ? staged + 2 * kTileRows * layout.width : layout.staged;
       } else if (!whole) {
-        now.template drain<false>(0, kTileRows);
+        drain<T>(now, false, 0, kTileRows);
       } else if (columns % kColumns != 0) {
         staged_panel<T> last = now;
         last.data += columns / kColumns * kColumns;
         last.column += columns / kColumns * kColumns;
         last.columns = columns % kColumns;
-        last.template drain<false>(0, kTileRows);
+        drain<T>(last, false, 0, kTileRows);
       }
     }
   }
-  if constexpr (kStage) before.template drain<kStream>(0, kTileRows);
-  if constexpr (kStream) finish_streams();
+  if constexpr (kStage) {
+    drain<T>(before, streams, 0, kTileRows);
+    if (streams) finish_streams();
+  }
 }
 
 template <class T, feature_values kValues, bool kPairs>
 void put_features(const features_task<T>& task) {
-  if (task.out.column_stride != 1) {
-    put_features<T, kValues, kPairs, true, false>(task);
-  } else if (task.beyond_caches) {
-    put_features<T, kValues, kPairs, true, true>(task);
+  if (task.out.column_stride != 1 || task.beyond_caches) {
+    put_features<T, kValues, kPairs, true>(task);
   } else {
-    put_features<T, kValues, kPairs, false, false>(task);
+    put_features<T, kValues, kPairs, false>(task);
   }
 }
 
