@@ -371,7 +371,7 @@ struct staged_panel {
 };
 
 // Copies rows [begin, end) to the output, past the caches where `streams`; calls follow each other
-// from row 0 to `rows`. A function of its own, as loading a panel is: every kind of features inlines
+// from row 0 to `rows`. A function of its own, as loading a panel is: each kind of features inlines
 // its products alone.
 template <class T>
 __attribute__((noinline)) void drain(const staged_panel<T>& panel, bool streams, std::int64_t begin,
