@@ -553,6 +553,29 @@ def test_attention_error_is_that_of_many_draws(causal, coupling):
         features.attention_error(q, k, v[:9])
 
 
+def test_attention_error_knows_the_coupling():
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 40, 16)) / 4
+    v = rng.standard_normal((40, 3))
+    w = kernel_of(q, k)
+    exact = w @ v / w.sum(1, keepdims=True)
+    squares = {}
+    predicted = {}
+    for coupling in ("iid", "orthogonal"):
+        squares[coupling] = 0.0
+        for seed in range(40):
+            features = RandomFeatures(
+                64, family="csderf", coupling=coupling, random_state=seed
+            ).fit(q, keys=k)
+            y = sq.random_feature_attention(q, k, v, features)
+            squares[coupling] += np.sum((y - exact) ** 2) / 40
+        predicted[coupling] = np.sum(features.attention_error(q, k, v) ** 2)
+        # The delta method, and 40 draws; blocks make the squares three times smaller.
+        assert 0.7 < squares[coupling] / predicted[coupling] < 1.4
+    assert squares["orthogonal"] < 0.5 * squares["iid"]
+    assert predicted["orthogonal"] < 0.5 * predicted["iid"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

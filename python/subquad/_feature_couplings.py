@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._reference.features import hadamard_transform
+
 Float64: TypeAlias = npt.NDArray[np.float64]
 Coupling: TypeAlias = Literal["iid", "orthogonal", "simplex", "hadamard"]
 
@@ -121,13 +123,4 @@ def _hadamard_blocks(
 
 def walsh_hadamard(rows: Float64) -> Float64:
     """Return the Walsh-Hadamard transform of rows, scaled to be orthogonal."""
-    n = rows.shape[-1]
-    width = 1
-    while width < n:
-        halves = np.reshape(rows, (*rows.shape[:-1], n // (2 * width), 2, width))
-        first, second = halves[..., 0, :], halves[..., 1, :]
-        rows = np.reshape(
-            np.stack([first + second, first - second], axis=-2), rows.shape
-        )
-        width *= 2
-    return rows / math.sqrt(n)
+    return cast(Float64, hadamard_transform(rows) / math.sqrt(rows.shape[-1]))
