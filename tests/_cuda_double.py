@@ -383,7 +383,7 @@ class Call:
             )
 
 
-DTYPES = ("float32", "float64", "int64", "uint8", "float16", "bfloat16")
+DTYPES = ("float32", "float64", "int64", "uint8", "float16", "bfloat16", "int32")
 OK, INVALID_ARGUMENT, TYPE_ERROR, OUT_OF_MEMORY, INTERNAL_ERROR, DEVICE_ERROR = range(6)
 
 

@@ -187,10 +187,16 @@ def carried(
         (subquad, "log_features"),
         (subquad, "trigonometric_features"),
         (subquad, "hadamard_transform"),
+        (subquad, "sparse_factor_product"),
+        (subquad, "factor_values"),
+        (subquad, "csr_product"),
         (subquad.vjp, "log_normalizer"),
         (subquad.vjp, "gaussian_log_normalizer"),
         (subquad.vjp, "log_features"),
         (subquad.vjp, "hadamard_transform"),
+        (subquad.vjp, "sparse_factor_product"),
+        (subquad.vjp, "factor_values"),
+        (subquad.vjp, "csr_product"),
     ):
         monkeypatch.setattr(owner, name, carrier.carried(getattr(owner, name)))
     estimator = subquad.GaussianNormalizer

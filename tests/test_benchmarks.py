@@ -22,7 +22,15 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not part of this copy", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cuda, features, gpu, harness, machine, revisions  # noqa: E402
+from benchmarks import (  # noqa: E402
+    cuda,
+    factors,
+    features,
+    gpu,
+    harness,
+    machine,
+    revisions,
+)
 from benchmarks.registry import (  # noqa: E402
     OPERATIONS,
     Case,
@@ -343,7 +351,8 @@ def test_list_names_every_operation():
     for name in (
         "tile_product", "log_normalizer", "log_normalizer_vjp", "gaussian", "scaling",
         "overhead", "accuracy", "log_features", "hadamard_transform", "causal_product",
-        "random_feature_attention", "feature_fit", "gpu_log_normalizer",
+        "random_feature_attention", "feature_fit", "sparse_factor_product", "paramixer",
+        "factor_scaling", "operator_chain", "gpu_log_normalizer",
     ):  # fmt: skip
         assert name in done.stdout
 
@@ -429,6 +438,95 @@ def test_fits_are_compared_with_what_is_stated():
     assert line == "c, subquad: 3 ms, 0.50 of the 6 ms stated"
 
 
+# -------------------------------------------------------------------- factors
+
+FACTOR_OPERATIONS = (
+    "sparse_factor_product", "sparse_factor_product_kept",
+    "sparse_factor_product_training", "factor_values", "factor_values_training",
+    "paramixer", "paramixer_training", "csr_product", "operator_chain",
+    "factor_scaling", "factor_memory",
+)  # fmt: skip
+
+
+def test_factors_pass_their_checks_on_small_sizes(tmp_path, monkeypatch):
+    # What makes times good is not needed where there is none to tell.
+    monkeypatch.setattr(harness, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(machine.Rates, "fma_peak", lambda self, itemsize: 1e11)
+    out = tmp_path / "out.json"
+    sizes = ["--sizes", "100x6", "--rounds", "1", "--no-memory"]
+    peers = ["--peers", "subquad,scipy", "--json", str(out)]
+    assert harness.main(["--op", ",".join(FACTOR_OPERATIONS), *sizes, *peers]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    ours = [row for row in rows if row["peer"].startswith("subquad")]
+    assert {row["op"] for row in ours} == set(FACTOR_OPERATIONS)
+    for row in rows:
+        assert row["status"] == "ok" or "torch missing" in row["reason"], row
+
+
+def test_peers_of_factors_compute_the_same():
+    torch = pytest.importorskip("torch")
+    chain = factors._Chain("cdil", 2, 20, 3)
+    for formula in (chain.rolled, chain.gathered):
+        assert chain.check(chain.inference(formula)()).passed
+        assert chain.check_training(chain.training(formula)()).passed
+    assert chain.check(chain.csr()()).passed
+    wrong = lambda *arrays: chain.rolled(*arrays) * 1.0001
+    assert not chain.check(chain.inference(wrong)()).passed
+    assert not chain.check_training(chain.training(wrong)()).passed
+    block = factors._Block("chord", 2, 20, 3)
+    assert block.check(block.torch()()).passed
+    assert block.check_training(block.torch_training()()).passed
+    assert block.check_block(block.inference(block.rolled)()).passed
+    found = block.step(block.rolled)()
+    assert block.check_step(found).passed
+    found[0] *= 1.0001
+    assert not block.check_step(found).passed
+    assert torch.is_grad_enabled()
+
+
+def test_offsets_of_the_benchmarks():
+    for n in (1, 2, 20, 64):
+        chord, cdil = (factors.offsets_of(name, n) for name in ("chord", "cdil"))
+        assert len(chord) == len(cdil) == max(1, math.ceil(math.log2(n)))
+        assert chord[-1][:3] == (0, 1, 2)[: len(chord[-1])]
+        assert cdil[-1][1] == cdil[-1][5] * -1 == 2 ** (len(cdil) - 1)
+
+
+def test_reads_and_copies_have_rates(monkeypatch):
+    rates = machine.Rates(2)
+    assert factors.read_rate(rates, 1e5) > 0
+    assert factors.copy_rate(rates, 1e5) > 0
+    # Measured once, and listed with the others.
+    assert set(rates.measured) == {"read 0.0625 MiB", "copy 0.0625 MiB"}
+    monkeypatch.setattr(factors, "_quickest", None)
+    assert factors.copy_rate(rates, 9e4) == rates.measured["copy 0.0625 MiB"]
+
+
+def test_a_walk_of_the_benchmarks_has_rows_that_sum_to_one():
+    pytest.importorskip("scipy")
+    matrix = factors.random_graph(300)
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(sums[np.diff(matrix.indptr) > 0], 1, rtol=1e-6)
+    # Some nodes have many neighbours, some few.
+    assert np.diff(matrix.indptr).max() > 30
+
+
+def test_growth_of_factors_is_drawn_and_told(tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+
+    def row(pattern, n, power):
+        terms = n * n.bit_length() ** power
+        values = {"n": n, "pattern": pattern, "terms": terms}
+        return {"median": 1e-9 * terms, "values": values}
+
+    rows = [row("cdil", n, 1) for n in (64, 128)] + [row("chord", n, 2) for n in (8, 9)]
+    lines = factors._growth(rows)
+    assert lines[0].startswith("chord: 1 to 1 ns a term")
+    factors._plot_scaling(rows, str(tmp_path / "growth.png"))
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
 # -------------------------------------------------------------------- on a GPU
 
 CARD = cuda.Card("NVIDIA X100 8GB (test)", (9, 0), 4, 1e9, 2**33, "13.0")
@@ -437,6 +535,8 @@ GPU_OPERATIONS = {
     "gpu_fit", "gpu_overhead", "gpu_logcumsumexp", "gpu_logcumsumexp_vjp",
     "gpu_causal_attention", "gpu_causal_attention_vjp", "gpu_attention_step",
     "gpu_log_features", "gpu_log_features_vjp", "gpu_hadamard_transform",
+    "gpu_sparse_factor_product", "gpu_sparse_factor_product_training",
+    "gpu_factor_values", "gpu_csr_product",
 }  # fmt: skip
 
 

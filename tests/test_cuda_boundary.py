@@ -731,6 +731,87 @@ def features_wait_for_nothing():
 
 
 @scenario("on host")
+def factors_are_those_of_the_cpu():
+    double.installed_cupy()
+    offsets = ((0, 1, 9), (2, -1, -3))
+    segments = np.array([1, 1, 1, 0, 0, 5, 5])
+    normal = np.random.default_rng(0).standard_normal
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 2e-5)):
+        values, x = normal((2, 2, 7, 3)).astype(dtype), normal((7, 5)).astype(dtype)
+        grad = normal((2, 7, 5)).astype(dtype)
+        for residual in ("none", "step", "input"):
+            for given in ({}, {"segment_ids": segments}, {"circular": False}):
+                there = {
+                    key: double.Array(a) if key == "segment_ids" else a
+                    for key, a in given.items()
+                }
+                options = {"pattern": offsets, "residual": residual}
+                for module, arrays in ((sq, (values, x)), (sq.vjp, (grad, values, x))):
+                    function = module.sparse_factor_product
+                    for turned in (False, True):
+                        options["transpose"] = turned
+                        agree(
+                            function(*map(double.Array, arrays), **options, **there),
+                            function(*arrays, **options, **given),
+                            tolerance,
+                        )
+        shapes = ((2, 6, 5), (2, 6), (2, 3, 6), (2, 3))
+        weights = [normal(shape).astype(dtype) for shape in shapes]
+        there = [double.Array(w) for w in weights]
+        out = sq.factor_values(double.Array(x), there)
+        agree(out, sq.factor_values(x, weights), tolerance)
+        gx, found = sq.vjp.factor_values(out, double.Array(x), there)
+        other, expected = sq.vjp.factor_values(out.get(), x, weights)
+        agree((gx, *found), (other, *expected), 10 * tolerance)
+
+
+def agree(found, expected, tolerance):
+    if not isinstance(found, tuple):
+        found, expected = (found,), (expected,)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.get(), b, tolerance, tolerance)
+
+
+@scenario("on host")
+def sparse_matrices_are_those_of_the_cpu():
+    double.installed_cupy()
+    normal = np.random.default_rng(0).standard_normal
+    indices, indptr = np.array([1, 0, 1, 4, 2, 2]), np.array([0, 3, 3, 6])
+    for dtype, tolerance in ((np.float64, 1e-13), (np.float32, 1e-5)):
+        data, x = normal(6).astype(dtype), normal((2, 5, 3)).astype(dtype)
+        addend = normal((3, 3)).astype(dtype)
+        for index in (np.int32, np.int64):
+            given = (data, indices.astype(index), indptr.astype(index), x)
+            there = [double.Array(a) for a in given]
+            options = {"scale": 0.5, "addend": addend}
+            out = sq.csr_product(*there, scale=0.5, addend=double.Array(addend))
+            agree(out, sq.csr_product(*given, **options), tolerance)
+            options["addend"] = double.Array(addend)
+            found = sq.vjp.csr_product(out, *there, **options)
+            options["addend"] = addend
+            expected = sq.vjp.csr_product(out.get(), *given, **options)
+            agree(found, expected, 10 * tolerance)
+
+
+@scenario("on host")
+def factors_wait_for_nothing():
+    double.installed_cupy()
+    values, x = on_cuda((2, 7, 3)), on_cuda((7, 5))
+    weights = [on_cuda(s) for s in ((2, 6, 5), (2, 6), (2, 3, 6), (2, 3))]
+    data, indices = on_cuda(4), double.Array(np.array([0, 6, 2, 3], np.int32))
+    indptr = double.Array(np.array([0, 2, 4], np.int32))
+    sq.sparse_factor_product(values, x)
+    with no_traffic():
+        sq.sparse_factor_product(values, x)
+        sq.vjp.sparse_factor_product(x, values, x)
+        out = sq.factor_values(x, weights)
+        sq.vjp.factor_values(out, x, weights)
+        out = sq.csr_product(data, indices, indptr, x)
+        sq.vjp.csr_product(out, data, indices, indptr, x)
+
+
+@scenario("on host")
 def estimators_fit_and_evaluate():
     cupy = double.installed_cupy()
     for settings in ({}, {"control_samples": 16}):
@@ -809,6 +890,17 @@ def torch_operators_know_shapes_and_types():
         assert (waves.dtype, waves.shape) == (torch.float32, (4, 10))
         rows = sq.hadamard_transform(torch.empty(2, 8, device="cuda:1"))
         assert (rows.shape, rows.device) == ((2, 8), torch.device("cuda:1"))
+        weights = ((3, 6, 3), (3, 6), (3, 5, 6), (3, 5))
+        weights = [torch.empty(shape, device="cuda:1") for shape in weights]
+        values = sq.factor_values(x.float(), weights)
+        assert (values.shape, values.device) == ((3, 4, 5), x.device)
+        out = sq.sparse_factor_product(values, x)
+        assert (out.dtype, out.shape, out.device) == (x.dtype, x.shape, x.device)
+        data = torch.empty(7, dtype=torch.float16, device="cuda:1")
+        indices = torch.empty(7, dtype=torch.int32, device="cuda:1")
+        indptr = torch.empty(3, dtype=torch.int32, device="cuda:1")
+        out = sq.csr_product(data, indices, indptr, y)
+        assert (out.shape, out.device) == ((2, 3), x.device)
     assert recorder().prepared() == [1]
     for name in (
         "log_normalizer",
@@ -819,6 +911,12 @@ def torch_operators_know_shapes_and_types():
         "log_features_gradient_of_rows",
         "trigonometric_features",
         "hadamard_transform",
+        "sparse_factor_product",
+        "sparse_factor_product_vjp",
+        "factor_values",
+        "factor_values_vjp",
+        "csr_product",
+        "csr_product_gradient_of_data",
     ):
         found = torch._C._dispatch_has_kernel_for_dispatch_key
         assert found(f"subquad::{name}", "CUDA")

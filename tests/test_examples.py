@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -13,6 +16,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -42,3 +47,122 @@ def test_a_step_is_the_model():
             for t in range(text.shape[1]):
                 logits, states = model.step(text[0, t], states)
                 torch.testing.assert_close(logits, expected[t], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------ Paramixer
+
+
+def paramixer(*arguments):
+    """Return the example, its options and the task."""
+    example = load("paramixer")
+    options = example.parser().parse_args(arguments)
+    return example, options, example.task_of(options)
+
+
+def test_paramixer(capsys):
+    pytest.importorskip("torch")
+    sizes = "--length 16 --width 8 --batch 4 --steps 4 --every 2 --unseen 100"
+    for choice in ("--task adding", "--task order --pattern cdil --head mean"):
+        arguments = [*sizes.split(), *choice.split()]
+        assert load("paramixer").main(arguments) == 0
+        printed = capsys.readouterr().out
+        table = printed.split("milliseconds a step")[1].splitlines()[1:]
+        pattern = "cdil" if "cdil" in choice else "chord"
+        assert [line.split()[0] for line in table] == [pattern, "softmax"]
+
+
+@pytest.mark.parametrize(
+    "name, pattern, start, end, wrong",
+    # At first the loss of four equally likely answers, log 4, or more than that of the
+    # best constant sum, 1/24.
+    [("order", "chord", 1.2, 0.5, 20), ("adding", "cdil", 1 / 24, 0.01, 30)],
+)
+def test_paramixer_learns(name, pattern, start, end, wrong):
+    pytest.importorskip("torch")
+    sizes = "--length 16 --width 16 --batch 20 --steps 250 --every 250 --unseen 200"
+    example, options, task = paramixer(
+        "--task", name, "--pattern", pattern, *sizes.split()
+    )
+    model = example.model_of(pattern, task, options)
+    outcome = example.train(model, task, options, report=str)
+    assert np.mean(outcome.losses[:20]) > start
+    assert np.mean(outcome.losses[-20:]) < end
+    assert outcome.error < wrong
+    # Nothing of it is left to chance.
+    options.steps = 20
+    model = example.model_of(pattern, task, options)
+    again = example.train(model, task, options, report=str)
+    assert again.losses == outcome.losses[:20]
+
+
+def test_paramixer_block_is_the_product_of_its_networks():
+    torch = pytest.importorskip("torch")
+    example, _, _ = paramixer()
+    torch.manual_seed(0)
+    for pattern, residual in (("chord", "step"), ("cdil", "input")):
+        block = example.Paramixer(12, 6, pattern, residual)
+        x, v = torch.randn(2, 3, 12, 6)
+        y = v
+        offsets = [0, 1, 2, 4, 8]
+        for m in range(4):
+            hidden = x @ block.weight_in[m].T + block.bias_in[m]
+            hidden = torch.nn.functional.gelu(hidden)
+            values = hidden @ block.weight_out[m].T + block.bias_out[m]
+            if pattern == "cdil":
+                links = [1, 2, 3, 4, -1, -2, -3, -4]
+                offsets = [0, *(link * 2**m for link in links)]
+            added = y if residual == "step" else v
+            y = added + sum(
+                values[..., [k]] * y.roll(-offset, 1)
+                for k, offset in enumerate(offsets)
+            )
+        # Four factors, whose results are of size 10 at most.
+        torch.testing.assert_close(block(x, v), y, rtol=1e-5, atol=1e-5)
+
+
+def test_tasks_of_paramixer():
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    example, _, adding = paramixer("--length", "20")
+    inputs, targets = adding.draw(generator, 50)
+    marked = inputs[..., 1] == 1
+    assert (marked.sum(dim=1) == 2).all()
+    assert inputs[..., 0].abs().max() <= 1
+    sums = (inputs[..., 0] * marked).sum(dim=1)
+    torch.testing.assert_close(targets, 0.5 + sums / 4)
+    assert not adding.wrong(targets[:, None] + 0.03, targets).any()
+    assert adding.wrong(targets[:, None] + 0.05, targets).all()
+    order = example.Order(20)
+    tokens, classes = order.draw(generator, 50)
+    for row, answer in zip(tokens, classes, strict=True):
+        first, second = row[row >= 4] - 4
+        assert answer == 2 * first + second
+    # Errors are those of the same sequences at every step.
+    for task in (adding, order):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(task.unseen(9), task.unseen(9), strict=True)
+        )
+
+
+def test_images_of_paramixer(tmp_path):
+    pytest.importorskip("torch")
+    for name, count in (("train", 5), ("t10k", 3)):
+        pixels = np.arange(count * 784, dtype=np.uint8).reshape(count, 28, 28)
+        header = bytes([0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 28, 0, 0, 0, 28])
+        path = tmp_path / f"{name}-images-idx3-ubyte.gz"
+        path.write_bytes(gzip.compress(header + pixels.tobytes()))
+        labels = bytes([0, 0, 8, 1, 0, 0, 0, count, *range(count)])
+        path = tmp_path / f"{name}-labels-idx1-ubyte.gz"
+        path.write_bytes(gzip.compress(labels))
+    example, _, task = paramixer("--task", "fashion", "--data", str(tmp_path))
+    assert task.length == 784
+    images, labels = task.unseen(10)
+    assert images.shape == (3, 784, 1)
+    assert labels.tolist() == [0, 1, 2]
+    assert images[1, 0, 0].item() == pytest.approx(784 % 256 / 255)
+    with pytest.raises(SystemExit, match="dataset-fashion-mnist"):
+        paramixer("--task", "fashion", "--data", str(tmp_path / "absent"))
+    pytest.importorskip("sklearn")
+    task = example.digits()
+    assert (task.length, len(task.seen[0]) + len(task.others[0])) == (64, 1797)

@@ -368,6 +368,389 @@ def test_vjp_gradient_of_features():
 
 # ------------------------------------------------------------------------- estimator
 
+VALUES, ROWS, ROW_GRAD = np.zeros((2, 6, 3)), np.zeros((6, 4)), np.zeros((6, 4))
+PRODUCTS = [
+    sq.sparse_factor_product,
+    lambda *args, **options: sq.vjp.sparse_factor_product(ROW_GRAD, *args, **options),
+]
+each_product = pytest.mark.parametrize("product", PRODUCTS, ids=["product", "vjp"])
+
+
+@each_product
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex128])
+def test_arrays_of_products_must_be_real_floating(product, dtype):
+    name = np.dtype(dtype).name
+    refused(TypeError, ["values", name], lambda: product(VALUES.astype(dtype), ROWS))
+    refused(TypeError, [r"\bx\b", name], lambda: product(VALUES, ROWS.astype(dtype)))
+    refused(
+        TypeError,
+        [r"values\[1\]", name],
+        lambda: product([VALUES[0], VALUES[1].astype(dtype)], ROWS),
+    )
+
+
+@each_product
+@pytest.mark.parametrize("bad", [1.0, None, "x", [1.0]], ids=repr)
+def test_products_are_of_arrays(product, bad):
+    kind = r"float" if bad == [1.0] else type(bad).__name__
+    refused(TypeError, ["values", kind], lambda: product(bad, ROWS))
+    refused(TypeError, [r"\bx\b", type(bad).__name__], lambda: product(VALUES, bad))
+    refused(TypeError, [r"values\[1\]"], lambda: product([VALUES[0], bad], ROWS))
+
+
+@each_product
+def test_shapes_of_products(product):
+    refused(
+        ValueError, ["values", r"M, n, K", "2 dim"], lambda: product(VALUES[0], ROWS)
+    )
+    refused(ValueError, [r"\bx\b", "1 dim"], lambda: product(VALUES, ROWS[0]))
+    refused(
+        ValueError, ["values", "n = 6", "n = 5"], lambda: product(VALUES[:, 1:], ROWS)
+    )
+    refused(
+        ValueError,
+        [r"values\[1\]", "n = 6", "n = 5"],
+        lambda: product([VALUES[0], VALUES[1, 1:]], ROWS),
+    )
+    refused(ValueError, ["values", "none"], lambda: product([], ROWS))
+    refused(
+        ValueError,
+        ["batch", r"\(3,\)", r"\(5,\)"],
+        lambda: product(np.zeros((3, 2, 6, 3)), np.zeros((5, 6, 4))),
+    )
+    refused(
+        ValueError,
+        ["segment_ids", r"\(6,\)", r"\(5,\)"],
+        lambda: product(VALUES, ROWS, segment_ids=np.zeros(5, int)),
+    )
+    refused(
+        TypeError,
+        ["segment_ids", "integers", "float64"],
+        lambda: product(VALUES, ROWS, segment_ids=np.zeros(6)),
+    )
+
+
+@each_product
+@pytest.mark.parametrize("bad", ["chords", "", "CHORD"])
+def test_names_of_patterns(product, bad):
+    words = ["pattern", "chord", "cdil", repr(bad)]
+    refused(ValueError, words, lambda: product(VALUES, ROWS, pattern=bad))
+
+
+@each_product
+def test_offsets_that_do_not_fit(product):
+    def call(pattern, values=VALUES):
+        return lambda: product(values, ROWS, pattern=pattern)
+
+    refused(ValueError, ["K = 3", "got 2"], call([0, 1]))
+    refused(ValueError, ["K = 3", "factor 1", "got 2"], call([[0, 1, 2], [0, 1]]))
+    refused(ValueError, ["M = 2", "got 3 rows"], call(np.zeros((3, 3), int)))
+    refused(ValueError, ["M = 2", "got 1 row"], call([[0, 1, 2]]))
+    refused(ValueError, ["pattern", "3 dim"], call(np.zeros((1, 2, 3), int)))
+    refused(ValueError, ["pattern", "0 dim"], call(np.array(3)))
+    refused(ValueError, ["K = 3", "got 0"], call([]))
+    refused(ValueError, ["64 bits", str(2**63)], call([0, 1, 2**63]))
+    refused(ValueError, ["64 bits"], call(np.array([0, 1, 2**63], np.uint64)))
+    lists = [VALUES[0], VALUES[1, :, :2]]
+    refused(ValueError, ["K = 2", "factor 1", "got 3"], call([0, 1, 2], lists))
+    refused(ValueError, ["odd", "K = 2", "factor 1"], call("cdil", lists))
+    even = np.zeros((1, 6, 4))
+    refused(ValueError, ["odd", "K = 4"], call("cdil", even))
+
+
+@each_product
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        1.5,
+        [0, 1, 2.0],
+        [0, True, 2],
+        [0, None, 2],
+        [[0, 1, 2], [0, 1, "2"]],
+        [[0, 1, 2], 3],
+        np.zeros(3),
+        np.zeros(3, bool),
+        {"a": 1},
+    ],
+    ids=repr,
+)
+def test_offsets_are_integers(product, bad):
+    refused(
+        TypeError,
+        ["pattern", "integers"],
+        lambda: product(VALUES, ROWS, pattern=bad),
+    )
+
+
+def test_offsets_are_static():
+    jax = pytest.importorskip("jax")
+
+    @jax.jit
+    def traced(pattern):
+        return sq.sparse_factor_product(
+            jax.numpy.zeros((2, 6, 3)), jax.numpy.zeros((6, 4)), pattern=pattern
+        )
+
+    refused(TypeError, ["pattern", "static"], lambda: traced(jax.numpy.arange(3)))
+
+
+@each_product
+@pytest.mark.parametrize("bad", ["steps", "", None, True, 0])
+def test_residuals(product, bad):
+    refused(
+        ValueError,
+        ["residual", "'none'", "'step'", "'input'", repr(bad)],
+        lambda: product(VALUES, ROWS, residual=bad),
+    )
+    weights = (np.zeros((2, 5, 4)), np.zeros((2, 5)), np.zeros((2, 3, 5)), VALUES[:, 0])
+    refused(
+        ValueError,
+        ["residual", repr(bad)],
+        lambda: sq.paramixer(ROWS, ROWS, weights, residual=bad),
+    )
+
+
+@pytest.mark.parametrize("bad", [1, 0.0, None, "yes"])
+def test_flags_of_products(bad):
+    for product in PRODUCTS:
+        for name in ("circular", "transpose"):
+            refused(
+                TypeError,
+                [name, "True or False", repr(bad)],
+                lambda product=product, name=name: product(VALUES, ROWS, **{name: bad}),
+            )
+    for name in ("return_intermediates", "recompute"):
+        refused(
+            TypeError,
+            [name, "True or False", repr(bad)],
+            lambda name=name: PRODUCTS[0](VALUES, ROWS, **{name: bad}),
+        )
+
+
+def test_there_are_no_intermediates():
+    product, reverse = PRODUCTS
+    options = {"return_intermediates": True}
+    words = ["return_intermediates", "transpose"]
+    refused(ValueError, words, lambda: product(VALUES, ROWS, transpose=True, **options))
+    words = ["return_intermediates", "list"]
+    refused(ValueError, words, lambda: product(list(VALUES), ROWS, **options))
+    kept = {"intermediates": np.zeros((1, 6, 4))}
+    words = ["intermediates", "transpose"]
+    refused(ValueError, words, lambda: reverse(VALUES, ROWS, transpose=True, **kept))
+    words = ["intermediates", "list"]
+    refused(ValueError, words, lambda: reverse(list(VALUES), ROWS, **kept))
+    kept = {"intermediates": np.zeros((2, 6, 4))}
+    refused(
+        ValueError,
+        ["intermediates", r"\(2, 6, 4\)"],
+        lambda: reverse(VALUES, ROWS, **kept),
+    )
+
+
+def test_vjp_gradient_of_products():
+    reverse = sq.vjp.sparse_factor_product
+    refused(TypeError, ["grad"], lambda: reverse(None, VALUES, ROWS))
+    refused(ValueError, ["grad", r"\(6, 4\)"], lambda: reverse(ROWS[1:], VALUES, ROWS))
+    refused(TypeError, ["grad"], lambda: reverse(ROWS.astype(int), VALUES, ROWS))
+    refused(
+        ValueError,
+        [r"\bout\b", r"\(6, 4\)"],
+        lambda: reverse(ROWS, VALUES, ROWS, out=ROWS[1:]),
+    )
+
+
+def test_libraries_of_products_do_not_mix():
+    torch = pytest.importorskip("torch")
+    rows = torch.zeros(6, 4, dtype=torch.float64)
+    words = ["numpy", "torch", "values", r"\bx\b"]
+    refused(TypeError, words, lambda: sq.sparse_factor_product(VALUES, rows))
+    mixed = [VALUES[0], torch.zeros(6, 3)]
+    refused(
+        TypeError,
+        ["numpy", "torch", r"values\[1\]"],
+        lambda: sq.sparse_factor_product(mixed, ROWS),
+    )
+    ids = torch.zeros(6, dtype=torch.int64)
+    refused(
+        TypeError,
+        ["numpy", "torch", "segment_ids"],
+        lambda: sq.sparse_factor_product(VALUES, ROWS, segment_ids=ids),
+    )
+
+
+@pytest.mark.parametrize("bad", [0, -3])
+def test_sizes_of_patterns_are_positive(bad):
+    for name, call in {
+        "n": sq.chord_offsets,
+        "n_links": lambda n: sq.chord_offsets(5, n),
+        "kernel_size": lambda n: sq.cdil_offsets(5, kernel_size=n),
+        "n_factors": lambda n: sq.cdil_offsets(5, n_factors=n),
+    }.items():
+        refused(
+            ValueError,
+            [rf"\b{name}\b", "at least 1", str(bad)],
+            lambda call=call: call(bad),
+        )
+    refused(ValueError, [r"\bn\b", "at least 1"], lambda: sq.cdil_offsets(bad))
+
+
+@pytest.mark.parametrize("bad", [1.5, "3", True, None, [4]], ids=repr)
+def test_sizes_of_patterns_are_integers(bad):
+    refused(TypeError, [r"\bn\b", "integer"], lambda: sq.chord_offsets(bad))
+    refused(TypeError, [r"\bn\b", "integer"], lambda: sq.cdil_offsets(bad))
+    refused(
+        TypeError,
+        ["kernel_size", "integer"],
+        lambda: sq.cdil_offsets(5, kernel_size=bad),
+    )
+    if bad is None:
+        return
+    refused(TypeError, ["n_links", "integer"], lambda: sq.chord_offsets(5, bad))
+    refused(
+        TypeError, ["n_factors", "integer"], lambda: sq.cdil_offsets(5, n_factors=bad)
+    )
+
+
+def test_patterns_that_cannot_be():
+    refused(
+        ValueError,
+        ["kernel_size", "odd", "4"],
+        lambda: sq.cdil_offsets(5, kernel_size=4),
+    )
+    refused(ValueError, ["n_links", "64"], lambda: sq.chord_offsets(5, 65))
+    refused(
+        ValueError, ["n_factors", "64 bits"], lambda: sq.cdil_offsets(5, n_factors=64)
+    )
+
+
+NETWORK = (np.zeros((2, 5, 4)), np.zeros((2, 5)), np.zeros((2, 3, 5)), np.zeros((2, 3)))
+NETWORK_NAMES = ("weight_in", "bias_in", "weight_out", "bias_out")
+NETWORK_CALLS = [
+    sq.factor_values,
+    lambda x, weights: sq.paramixer(x, ROWS, weights),
+    lambda x, weights: sq.vjp.factor_values(np.zeros((2, 6, 3)), x, weights),
+]
+each_network = pytest.mark.parametrize(
+    "call", NETWORK_CALLS, ids=["values", "paramixer", "vjp"]
+)
+
+
+@each_network
+def test_weights_are_four_arrays(call):
+    for bad in (None, NETWORK[0], "four", {1: 2}):
+        words = ["weights", "tuple", type(bad).__name__]
+        refused(TypeError, words, lambda bad=bad: call(ROWS, bad))
+    for bad in ((), NETWORK[:3], NETWORK * 2):
+        words = ["weights", "four", str(len(bad))]
+        refused(ValueError, words, lambda bad=bad: call(ROWS, bad))
+    for place, name in enumerate(NETWORK_NAMES):
+        bad = [*NETWORK[:place], None, *NETWORK[place + 1 :]]
+        refused(TypeError, [rf"\b{name}\b"], lambda bad=bad: call(ROWS, bad))
+        bad[place] = NETWORK[place].astype(int)
+        words = [rf"\b{name}\b", "floating", "int64"]
+        refused(TypeError, words, lambda bad=bad: call(ROWS, bad))
+    refused(TypeError, [r"\bx\b"], lambda: call(None, NETWORK))
+
+
+@each_network
+def test_shapes_of_weights(call):
+    def changed(place, array):
+        return lambda: call(ROWS, [*NETWORK[:place], array, *NETWORK[place + 1 :]])
+
+    refused(ValueError, [r"\bx\b", "1 dim"], lambda: call(ROWS[0], NETWORK))
+    for place, name in enumerate(NETWORK_NAMES):
+        flat = NETWORK[place][0]
+        refused(ValueError, [rf"\b{name}\b", "dim"], changed(place, flat))
+    refused(ValueError, ["weight_in", "d = 4"], changed(0, np.zeros((2, 5, 3))))
+    refused(ValueError, ["bias_in", "M = 2"], changed(1, np.zeros((3, 5))))
+    refused(ValueError, ["bias_in", "h = 5"], changed(1, np.zeros((2, 4))))
+    refused(ValueError, ["weight_out", "M = 2"], changed(2, np.zeros((3, 3, 5))))
+    refused(ValueError, ["weight_out", "h = 5"], changed(2, np.zeros((2, 3, 4))))
+    refused(ValueError, ["bias_out", "M = 2"], changed(3, np.zeros((1, 3))))
+    refused(ValueError, ["bias_out", "K = 3"], changed(3, np.zeros((2, 4))))
+    batched = (np.zeros((3, 2, 5, 4)), np.zeros((2, 2, 5)), *NETWORK[2:])
+    refused(ValueError, ["batch", "bias_in"], lambda: call(ROWS, batched))
+
+
+def test_rows_that_paramixer_mixes():
+    def mixed(v, **options):
+        return lambda: sq.paramixer(ROWS, v, NETWORK, **options)
+
+    refused(TypeError, [r"\bv\b", "NoneType"], mixed(None))
+    refused(TypeError, [r"\bv\b", "int64"], mixed(ROWS.astype(int)))
+    refused(ValueError, [r"\bv\b", "1 dim"], mixed(ROWS[0]))
+    refused(ValueError, [r"\bv\b", "n = 6", "n = 5"], mixed(ROWS[1:]))
+    refused(ValueError, ["pattern", "'x'"], mixed(ROWS, pattern="x"))
+    refused(TypeError, ["circular"], mixed(ROWS, circular=1))
+    refused(TypeError, ["recompute"], mixed(ROWS, recompute=1))
+    refused(ValueError, ["segment_ids"], mixed(ROWS, segment_ids=np.zeros(5, int)))
+    batches = np.zeros((3, 6, 4))
+    refused(
+        ValueError,
+        ["batch", r"\bv\b"],
+        lambda: sq.paramixer(np.zeros((2, 6, 4)), batches, NETWORK),
+    )
+
+
+def test_vjp_gradient_of_networks():
+    reverse = sq.vjp.factor_values
+    refused(TypeError, ["grad"], lambda: reverse(None, ROWS, NETWORK))
+    refused(ValueError, ["grad", r"\(2, 6, 3\)"], lambda: reverse(ROWS, ROWS, NETWORK))
+
+
+CSR = (np.zeros(4), np.zeros(4, int), np.array([0, 1, 4, 4]))
+CSR_CALLS = [
+    sq.csr_product,
+    lambda *args, **options: sq.vjp.csr_product(np.zeros((3, 2)), *args, **options),
+]
+
+
+@pytest.mark.parametrize("call", CSR_CALLS, ids=["product", "vjp"])
+def test_sparse_matrices(call):
+    x = np.zeros((5, 2))
+
+    def changed(place, array):
+        matrix = [*CSR[:place], array, *CSR[place + 1 :]]
+        return lambda: call(*matrix, x)
+
+    for place, name in enumerate(("data", "indices", "indptr")):
+        refused(TypeError, [rf"\b{name}\b"], changed(place, None))
+        refused(
+            ValueError, [rf"\b{name}\b", "2 dim"], changed(place, CSR[place][:, None])
+        )
+    refused(TypeError, ["data", "int64"], changed(0, CSR[1]))
+    refused(TypeError, ["indices", "integers"], changed(1, CSR[0]))
+    refused(TypeError, ["indptr", "integers"], changed(2, np.zeros(4)))
+    refused(ValueError, ["indices", "nnz = 4", "nnz = 3"], changed(1, CSR[1][1:]))
+    refused(ValueError, ["indptr", "rows"], changed(2, np.zeros(0, int)))
+    refused(TypeError, [r"\bx\b"], lambda: call(*CSR, None))
+    refused(ValueError, [r"\bx\b", "columns", "1 dim"], lambda: call(*CSR, x[0]))
+    for bad in (None, "2", True, 1j, np.zeros(1)):
+        refused(TypeError, ["scale"], lambda bad=bad: call(*CSR, x, scale=bad))
+    for bad, words in (
+        (np.zeros(2), ["dim"]),
+        (np.zeros((2, 2)), ["rows = 3"]),
+        (np.zeros((3, 1)), ["d = 2"]),
+    ):
+        refused(
+            ValueError, ["addend", *words], lambda bad=bad: call(*CSR, x, addend=bad)
+        )
+    refused(
+        ValueError,
+        ["addend", "batch"],
+        lambda: call(*CSR, np.zeros((2, 5, 2)), addend=np.zeros((4, 3, 2))),
+    )
+
+
+def test_transposes_of_sparse_matrices():
+    for bad in (1.0, None, True):
+        words = ["n_columns", "integer"]
+        refused(TypeError, words, lambda bad=bad: sq.csr_transpose(*CSR, bad))
+    refused(ValueError, ["n_columns", "0", "-1"], lambda: sq.csr_transpose(*CSR, -1))
+    refused(TypeError, ["data"], lambda: sq.csr_transpose(CSR[1], *CSR[1:], 3))
+    refused(TypeError, ["indices"], lambda: sq.csr_transpose(CSR[0], None, CSR[2], 3))
+
 
 def fit(*args, X=Y, labels=None, sample_weight=None, **options):
     return GaussianNormalizer(*args, **options).fit(

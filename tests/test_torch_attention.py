@@ -97,8 +97,10 @@ def case(call, scale=1.0, grad=True):
 CALLS = [linear, log_linear]
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.0], ids=["random", "equal"])
-@pytest.mark.parametrize("number", range(len(OPTIONS)))
+@pytest.mark.parametrize(
+    ("number", "scale"),
+    [(i, 1.0) for i in range(len(OPTIONS))] + [(0, 0.0), (4, 0.0)],
+)
 @pytest.mark.parametrize("call", CALLS)
 def test_derivatives(call, number, scale):
     """Equal exponents are where a maximum has no derivative: the sums have one."""
@@ -225,7 +227,12 @@ def test_opcheck():
         for name in ("linear_attention", "log_linear_attention")
         for end in ("", "_vjp")
     }
+    checked = set()
     for func, args, kwargs in seen:
+        kind = (func.name(), tuple(a is None or a is True for a in args))
+        if kind in checked:
+            continue
+        checked.add(kind)
         detached = [
             a.detach().requires_grad_(a.requires_grad)
             if isinstance(a, torch.Tensor)

@@ -6,6 +6,7 @@ own.  With SUBQUAD_EXHAUSTIVE=1 each function also meets every float32 there is.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -175,6 +176,30 @@ def check_lengths(name: str) -> None:
                     check_ulps(name, x)
 
 
+def check_gelu(_: str) -> None:
+    """Far into the negative tail; the derivative relative to its terms' magnitudes."""
+    line = np.linspace(-15.5, 15.5, 40_001)
+    x = np.concatenate([line, line / 8, line * 1e-6, [0.0, -0.0]]).astype(np.float32)
+    z = x.astype(np.float64)
+    # float64 is wrong by 2**-20 of the units of float32 at most, through z**2.
+    probability = np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in z])
+    slope = z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    error = ulps(evaluate("gelu", x), z * probability, np.float32)
+    assert error[z >= 0].max() <= 3.5
+    assert error[z < 0].max() <= 12
+    info = np.finfo(np.float32)
+    found = evaluate("gelu_derivative", x).astype(np.float64)
+    bound = 2.5 * float(info.eps) * (probability + np.abs(slope))
+    bound += 3 * float(info.smallest_subnormal)
+    assert (np.abs(found - (probability + slope)) <= bound).all()
+    for dtype in DTYPES:
+        special = np.array([np.inf, -np.inf, np.nan, 0.0], dtype)
+        expected = np.array([np.inf, 0.0, np.nan, 0.0], dtype)
+        np.testing.assert_array_equal(evaluate("gelu", special), expected)
+        expected = np.array([1.0, 0.0, np.nan, 0.5], dtype)
+        np.testing.assert_array_equal(evaluate("gelu_derivative", special), expected)
+
+
 def run_at(level: str, check: str, *names: str) -> None:
     process = subprocess.run(
         [sys.executable, __file__, check, *names],
@@ -191,6 +216,11 @@ def run_at(level: str, check: str, *names: str) -> None:
 @pytest.mark.parametrize("check", ["sweep", "special_values", "lengths"])
 def test_level(check: str, level: str) -> None:
     run_at(level, check, *FUNCTIONS)
+
+
+@pytest.mark.parametrize("level", _core.isa_levels())
+def test_gelu(level: str) -> None:
+    run_at(level, "gelu", "gelu")
 
 
 @pytest.mark.skipif(
@@ -217,6 +247,7 @@ def main() -> None:
         "sweep": check_sweep,
         "special_values": check_special_values,
         "lengths": check_lengths,
+        "gelu": check_gelu,
         "every_float32": check_every_float32,
     }[check]
     for name in names:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import _feature_formulas as features
+import _oracle_factors as factors
 import subquad as sq
 from _arrays import to_numpy
 from _oracle import (
     assert_within,
+    gamma,
     gaussian_log_normalizer,
     gaussian_vjp,
     log_normalizer,
@@ -651,3 +653,358 @@ def test_transform_is_its_own_reverse(xp):
         xp.asarray(grad.astype(np.float32)), xp.asarray(x.astype(np.float32))
     )
     assert to_numpy(got).dtype == np.float32
+
+
+# ---------------------------------------------------------------------------- factors
+
+
+def factor_case(n, rows, d, bv=(), bx=(), dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    k = len(rows[0]) if rows else 3
+    values = rng.standard_normal((*bv, len(rows), n, k)) / max(k, 1) ** 0.5
+    x = rng.standard_normal((*bx, n, d))
+    grad = rng.standard_normal((*np.broadcast_shapes(bv, bx), n, d))
+    return values.astype(dtype), x.astype(dtype), grad.astype(dtype)
+
+
+def split(values):
+    return [values[..., m, :, :] for m in range(values.shape[-3])]
+
+
+def check_within(got, value, bound, given, library=None):
+    if library is not None:
+        assert type(got) is library.array_type()
+    got = to_numpy(got)
+    assert got.shape == given.shape
+    assert got.dtype == given.dtype
+    # A sum over batches adds roundings of its own.
+    assert_within(got, sum_to(value, given.shape), sum_to(bound, given.shape) * 2)
+
+
+def check_product_vjp(got, grad, values, x, rows, *, library=None, **options):
+    chain = factors.Chain(split(values), x, rows, **options)
+    found, bounds = chain.gradients(grad)
+    if rows:
+        stacked = np.stack(found[:-1], -3), np.stack(bounds[:-1], -3)
+        check_within(got[0], *stacked, values, library)
+    else:
+        assert to_numpy(got[0]).shape == values.shape
+    check_within(got[1], found[-1], bounds[-1], x, library)
+
+
+@pytest.mark.parametrize("residual", factors.RESIDUALS)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_product_finite_differences(residual, transpose):
+    rows = [(0, 1, 7), (0, -2, 3)]
+    values, x, grad = factor_case(5, rows, 2)
+    segments = np.array([0, 0, 0, 1, 1])
+    for circular, ids in ((True, None), (False, None), (True, segments)):
+        flags = {"residual": residual, "circular": circular, "transpose": transpose}
+
+        def product(values, x, ids=ids, flags=flags):
+            chain = factors.Chain(split(values), x, rows, segments=ids, **flags)
+            return chain.product()[0]
+
+        expected = differences(product, [values, x], grad)
+        got = sq.vjp.sparse_factor_product(
+            grad, values, x, pattern=rows, segment_ids=ids, **flags
+        )
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+        check_product_vjp(got, grad, values, x, rows, segments=ids, **flags)
+
+
+@pytest.mark.parametrize("residual", factors.RESIDUALS)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_products_on_every_library(xp, residual, transpose):
+    rows = [factors.chord(4)] * 3
+    values, x, grad = factor_case(9, rows, 3, bv=(2, 1), bx=(3,))
+    flags = {"residual": residual, "transpose": transpose}
+    got = sq.vjp.sparse_factor_product(
+        xp.asarray(grad), xp.asarray(values), xp.asarray(x), **flags
+    )
+    check_product_vjp(got, grad, values, x, rows, library=xp, **flags)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "n, m, k, d",
+    [
+        (1, 1, 1, 1),
+        (2, 3, 4, 1),
+        (31, 4, 6, 5),
+        (64, 2, 7, 33),
+        (129, 3, 8, 40),
+        (0, 2, 3, 4),
+        (5, 0, 3, 4),
+        (5, 2, 0, 4),
+        (5, 2, 3, 0),
+    ],
+    ids=str,
+)
+def test_products_shapes(n, m, k, d, dtype):
+    rows = [factors.chord(k)] * m
+    values, x, grad = factor_case(n, rows, d, bx=(2,), dtype=dtype)
+    for residual in factors.RESIDUALS:
+        for circular in (True, False):
+            flags = {"residual": residual, "circular": circular}
+            got = sq.vjp.sparse_factor_product(grad, values, x, **flags)
+            check_product_vjp(got, grad, values, x, rows, **flags)
+
+
+@pytest.mark.parametrize(
+    "bv, bx",
+    [((2,), (2,)), ((2,), ()), ((), (3,)), ((2, 1), (3,)), ((1,), (2, 3)), ((0,), ())],
+    ids=str,
+)
+def test_products_batches_sum_what_was_stretched(bv, bx):
+    rows = [factors.cdil(3, m) for m in range(2)]
+    values, x, grad = factor_case(9, rows, 2, bv=bv, bx=bx)
+    for residual in factors.RESIDUALS:
+        for transpose in (False, True):
+            flags = {"residual": residual, "transpose": transpose}
+            got = sq.vjp.sparse_factor_product(grad, values, x, pattern="cdil", **flags)
+            check_product_vjp(got, grad, values, x, rows, **flags)
+
+
+@pytest.mark.parametrize("residual", factors.RESIDUALS)
+def test_intermediates_that_are_given(xp, residual):
+    rows = [factors.chord(4)] * 3
+    values, x, grad = factor_case(9, rows, 3, bv=(2,))
+    arrays = (xp.asarray(values), xp.asarray(x))
+    kept = sq.sparse_factor_product(
+        *arrays, residual=residual, return_intermediates=True
+    )
+    got = sq.vjp.sparse_factor_product(
+        xp.asarray(grad),
+        *arrays,
+        residual=residual,
+        out=kept.out,
+        intermediates=kept.intermediates,
+    )
+    check_product_vjp(got, grad, values, x, rows, residual=residual, library=xp)
+    if xp.name == "numpy":
+        again = sq.vjp.sparse_factor_product(grad, *arrays, residual=residual)
+        for a, b in zip(got, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("residual", factors.RESIDUALS)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_gradients_of_factors_in_a_list(residual, transpose):
+    rows = [factors.chord(2), factors.chord(5), factors.chord(1)]
+    values = [
+        factor_case(8, [row], 3, bv=(2, 1), seed=m)[0][..., 0, :, :]
+        for m, row in enumerate(rows)
+    ]
+    _, x, grad = factor_case(8, rows, 3, bv=(2, 1), bx=(3,))
+    options = {"residual": residual, "transpose": transpose}
+    got, gx = sq.vjp.sparse_factor_product(grad, values, x, **options)
+    found, bounds = factors.Chain(values, x, rows, **options).gradients(grad)
+    for a, value, bound, given in zip(
+        [*got, gx], found, bounds, [*values, x], strict=True
+    ):
+        check_within(a, value, bound, given)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_gradients_of_what_is_left_out(xp, transpose):
+    """Nothing passes through terms beyond an end, whatever they hold."""
+    rows = [(1, -2)]
+    values, x, grad = factor_case(6, rows, 2)
+    ids = np.array([0, 0, 0, 1, 1, 1])
+    options = {"circular": False, "transpose": transpose}
+    chain = factors.Chain(split(values), x, rows, segments=ids, **options)
+    (g_values, gx), (b_values, bx) = chain.gradients(grad)
+    values[0, [2, 5], 0] = np.nan
+    values[0, [0, 1, 3, 4], 1] = np.inf
+    got = sq.vjp.sparse_factor_product(
+        *map(xp.asarray, (grad, values, x)),
+        pattern=rows,
+        segment_ids=xp.asarray(ids),
+        **options,
+    )
+    check_within(got[0], g_values[None], b_values[None], values)
+    check_within(got[1], gx, bx, x)
+
+
+def test_nan_in_a_gradient_stays_where_it_is_linked():
+    rows = [(0, 1)]
+    values, x, grad = factor_case(6, rows, 2)
+    grad[2, 1] = np.nan
+    got = sq.vjp.sparse_factor_product(grad, values, x, pattern=rows)
+    check_product_vjp(got, grad, values, x, rows)
+    assert np.isnan(got[0]).sum() == 2
+    assert np.isnan(got[1]).sum() == 2
+
+
+@pytest.mark.parametrize("residual", factors.RESIDUALS)
+@pytest.mark.parametrize("circular", [True, False])
+def test_products_against_torch(residual, circular):
+    """Its autograd of gathers and sums, in float64."""
+    torch = pytest.importorskip("torch")
+    n, m = 31, 4
+    rows = [factors.cdil(5, factor) for factor in range(m)]
+    values, x, grad = factor_case(n, rows, 5, bv=(2, 1), bx=(3,))
+    a = torch.from_numpy(values).requires_grad_()
+    b = torch.from_numpy(x).requires_grad_()
+    v = b
+    for factor, row in enumerate(rows):
+        place, inside = factors.places(factors.runs(n), row, circular)
+        kept = a[..., factor, :, :] * torch.from_numpy(inside)
+        gathered = v[..., torch.from_numpy(place), :]
+        added = {"none": 0.0, "step": v, "input": b}[residual]
+        v = (kept[..., None] * gathered).sum(-2) + added
+    expected = torch.autograd.grad(v, (a, b), torch.from_numpy(grad))
+    options = {"pattern": "cdil", "residual": residual, "circular": circular}
+    got = sq.vjp.sparse_factor_product(grad, values, x, **options)
+    for found, truth in zip(got, expected, strict=True):
+        # Far above gamma(4 · 7 + 5) of entries whose sizes add up to a few hundred.
+        scale = np.abs(truth.numpy()).max()
+        np.testing.assert_allclose(found, truth.numpy(), rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_gradient_of_a_product(threads):
+    values, x, grad = factor_case(
+        600, [factors.chord(8)] * 3, 33, bx=(3,), dtype=np.float32
+    )
+    for residual in factors.RESIDUALS:
+        with sq.num_threads(1):
+            expected = sq.vjp.sparse_factor_product(grad, values, x, residual=residual)
+        with sq.num_threads(threads):
+            got = sq.vjp.sparse_factor_product(grad, values, x, residual=residual)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_strided_gradients_of_products():
+    rows = [factors.chord(5)] * 3
+    values, x, grad = factor_case(21, rows, 7, bv=(2,), bx=(2,))
+    expected = sq.vjp.sparse_factor_product(grad, values, x, residual="input")
+    for change in (
+        lambda a: np.flip(np.flip(a).copy()),
+        lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+        np.asfortranarray,
+    ):
+        got = sq.vjp.sparse_factor_product(
+            *map(change, (grad, values, x)), residual="input"
+        )
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def network_case(n, d, h, k, m, bx=(), bw=(), dtype=np.float64):
+    rng = np.random.default_rng(n + d + h)
+    shapes = [(m, h, d), (m, h), (m, k, h), (m, k)]
+    scales = [max(d, 1) ** -0.5, 1, max(h, 1) ** -0.5, 1]
+    weights = tuple(
+        (rng.standard_normal((*bw, *shape)) * scale).astype(dtype)
+        for shape, scale in zip(shapes, scales, strict=True)
+    )
+    x = rng.standard_normal((*bx, n, d)).astype(dtype)
+    grad = rng.standard_normal((*np.broadcast_shapes(bx, bw), m, n, k)).astype(dtype)
+    return grad, x, weights
+
+
+def check_networks_vjp(got, grad, x, weights, library=None):
+    gx, g_weights = got
+    assert isinstance(g_weights, sq.FactorWeights)
+    found, bounds = factors.Networks(x, weights).gradients(grad)
+    for a, value, bound, given in zip(
+        (gx, *g_weights), found, bounds, (x, *weights), strict=True
+    ):
+        check_within(a, value, bound, given, library)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "n, d, h, k, m",
+    [
+        (1, 1, 1, 1, 1),
+        (5, 3, 7, 4, 2),
+        (33, 32, 32, 6, 3),
+        (130, 65, 33, 17, 1),
+        (0, 3, 4, 5, 2),
+        (4, 3, 0, 5, 2),
+        (4, 3, 4, 0, 2),
+        (4, 3, 4, 5, 0),
+    ],
+    ids=str,
+)
+def test_networks_shapes(n, d, h, k, m, dtype):
+    grad, x, weights = network_case(n, d, h, k, m, dtype=dtype)
+    got = sq.vjp.factor_values(grad, x, weights)
+    check_networks_vjp(got, grad, x, weights)
+
+
+def test_gradients_of_networks_on_every_library(xp):
+    grad, x, weights = network_case(9, 4, 6, 5, 2, bx=(3,), bw=(2, 1))
+    got = sq.vjp.factor_values(
+        xp.asarray(grad), xp.asarray(x), tuple(map(xp.asarray, weights))
+    )
+    check_networks_vjp(got, grad, x, weights, xp)
+
+
+@pytest.mark.parametrize("bx, bw", [((2,), ()), ((), (3,)), ((2, 1), (3,))], ids=str)
+def test_networks_batches_sum_what_was_stretched(bx, bw):
+    grad, x, weights = network_case(7, 3, 5, 4, 2, bx=bx, bw=bw)
+    check_networks_vjp(sq.vjp.factor_values(grad, x, weights), grad, x, weights)
+    # Of the weights some may be of a batch, and some not.
+    mixed = tuple(w[0] if bw and i % 2 else w for i, w in enumerate(weights))
+    check_networks_vjp(sq.vjp.factor_values(grad, x, mixed), grad, x, mixed)
+
+
+def test_networks_against_torch():
+    torch = pytest.importorskip("torch")
+    grad, x, weights = network_case(13, 5, 7, 4, 3, bx=(2,))
+    arrays = [torch.from_numpy(a).requires_grad_() for a in (x, *weights)]
+    a, weight_in, bias_in, weight_out, bias_out = arrays
+    z = a[:, None] @ weight_in.mT + bias_in[:, None]
+    out = torch.nn.functional.gelu(z) @ weight_out.mT + bias_out[:, None]
+    expected = torch.autograd.grad(out, arrays, torch.from_numpy(grad))
+    gx, g_weights = sq.vjp.factor_values(grad, x, weights)
+    for found, truth in zip((gx, *g_weights), expected, strict=True):
+        scale = np.abs(truth.numpy()).max()
+        np.testing.assert_allclose(found, truth.numpy(), rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_sparse_matrices_on_every_library(xp, scale):
+    rng = np.random.default_rng(0)
+    indptr = np.array([0, 3, 3, 8, 12])
+    indices = rng.integers(0, 5, 12)
+    data, x = rng.standard_normal(12), rng.standard_normal((2, 5, 3))
+    addend, grad = rng.standard_normal((4, 3)), rng.standard_normal((2, 4, 3))
+    arrays = [xp.asarray(a) for a in (grad, data, indices, indptr, x)]
+    got = sq.vjp.csr_product(*arrays, addend=xp.asarray(addend), scale=scale)
+    row = np.repeat(np.arange(4), np.diff(indptr))
+    dense = factors.csr_dense(data, indices, indptr, 5)
+    sizes = factors.csr_dense(np.abs(data), indices, indptr, 5)
+    error = gamma(20, np.float64)
+    dots = grad[:, row] * x[:, indices] * np.longdouble(scale)
+    expected = [
+        (dots.sum((0, 2)), np.abs(dots).sum((0, 2)), data),
+        (scale * dense.T @ grad, sizes.T @ np.abs(grad), x),
+        (grad, np.abs(grad), addend),
+    ]
+    for found, (value, size, given) in zip(got, expected, strict=True):
+        check_within(found, value, (error * size).astype(float), given, xp)
+    assert len(sq.vjp.csr_product(*arrays)) == 2
+
+
+def test_a_sparse_matrix_without_entries():
+    none, indptr = np.zeros(0), np.zeros(4, int)
+    g_data, gx = sq.vjp.csr_product(
+        np.ones((3, 2)), none, none.astype(int), indptr, np.ones((5, 2))
+    )
+    assert g_data.shape == (0,)
+    np.testing.assert_array_equal(gx, np.zeros((5, 2)))
+
+
+def test_types_of_gradients_of_factors():
+    values, x, grad = factor_case(8, [factors.chord(4)] * 2, 3)
+    got = sq.vjp.sparse_factor_product(
+        grad.astype(np.float32), values.astype(np.float16), x.astype(np.float32)
+    )
+    assert [a.dtype for a in got] == [np.float16, np.float32]

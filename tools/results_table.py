@@ -102,6 +102,13 @@ SHOWN = {
     "random_feature_attention",
     "causal_product",
     "feature_fit",
+    "sparse_factor_product",
+    "sparse_factor_product_training",
+    "factor_values",
+    "factor_values_training",
+    "paramixer",
+    "paramixer_training",
+    "operator_chain",
 }
 
 

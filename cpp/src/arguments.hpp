@@ -32,6 +32,8 @@ inline const char* dtype_name(dtype type) {
       return "float16";
     case dtype::bfloat16:
       return "bfloat16";
+    case dtype::int32:
+      return "int32";
   }
   return "unknown";
 }

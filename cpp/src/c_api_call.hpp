@@ -92,7 +92,7 @@ class argument {
     if (array->ndim > 0 && array->shape == nullptr) {
       throw invalid_argument(std::string(name) + ": expected a shape, got NULL");
     }
-    if (array->dtype < SUBQUAD_FLOAT32 || array->dtype > SUBQUAD_BFLOAT16) {
+    if (array->dtype < SUBQUAD_FLOAT32 || array->dtype > SUBQUAD_INT32) {
       throw type_error(std::string(name) + ": unknown dtype " + std::to_string(array->dtype));
     }
     view_ = {array->data,

@@ -432,9 +432,92 @@ int check_lengths(const std::vector<level>& levels) {
   return failures;
 }
 
+// gelu is promised in ulp, its derivative relative to its terms' magnitudes.
+template <class T>
+int check_gelu(const std::vector<level>& levels) {
+  using limits = std::numeric_limits<T>;
+  using table = subquad::vector_math_kernels;
+  kernel<T> table::* gelu;
+  kernel<T> table::* derivative;
+  if constexpr (sizeof(T) == 4) {
+    gelu = &table::gelu_f32;
+    derivative = &table::gelu_derivative_f32;
+  } else {
+    gelu = &table::gelu_f64;
+    derivative = &table::gelu_derivative_f64;
+  }
+  constexpr long double kAbove = 3.5L;
+  constexpr long double kBelow = 12.0L;
+  constexpr long double kDerivative = 2.5L;
+  const double far = sizeof(T) == 4 ? 16 : 40;  // the result is 0 before
+  std::vector<T> x = {0, -T{0}};
+  for (int i = -100000; i <= 100000; ++i) {
+    x.push_back(static_cast<T>(far * i / 100000));
+    x.push_back(static_cast<T>(3.0 * i / 100000));
+  }
+  for (int exponent = limits::min_exponent - limits::digits; exponent < limits::max_exponent;
+       ++exponent) {
+    for (const T sign : {T{1}, T{-1}}) {
+      for (const T factor : {T{1}, static_cast<T>(1.3), static_cast<T>(1.7)})
+        x.push_back(std::ldexp(sign * factor, exponent));
+    }
+  }
+  const auto n = static_cast<std::int64_t>(x.size());
+  std::vector<long double> probability(x.size());
+  std::vector<long double> slope(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const long double z = x[i];
+    probability[i] = std::erfc(-z / std::sqrt(2.0L)) / 2;
+    slope[i] = z * std::exp(-z * z / 2) * 0.398942280401432677939946L;
+  }
+  int failures = 0;
+  for (const level& l : levels) {
+    std::vector<T> out(x.size());
+    std::vector<T> slopes(x.size());
+    (l.table->*gelu)(x.data(), out.data(), n);
+    (l.table->*derivative)(x.data(), slopes.data(), n);
+    long double above = 0;
+    long double below = 0;
+    long double worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      long double& side = x[i] < 0 ? below : above;
+      side = std::fmax(side, ulps(out[i], x[i] * probability[i]));
+      const long double bound = limits::epsilon() * (probability[i] + std::fabs(slope[i]));
+      const long double error = std::fabs(slopes[i] - (probability[i] + slope[i]));
+      worst = std::fmax(worst, std::fmax(0.0L, error - 3 * limits::denorm_min()) / bound);
+    }
+    std::printf("%-13s float%-3d %-5s %7.4Lf above 0, %.4Lf below; derivative %.4Lf\n", "gelu",
+                static_cast<int>(8 * sizeof(T)), l.name, above, below, worst);
+    failures += !(above <= kAbove) + !(below <= kBelow) + !(worst <= kDerivative);
+
+    const T infinity = limits::infinity();
+    const std::vector<T> special = {infinity, -infinity,     limits::quiet_NaN(), T{0},
+                                    -T{0},    limits::max(), limits::lowest()};
+    const std::vector<T> values = {infinity, 0, limits::quiet_NaN(), 0, 0, limits::max(), 0};
+    const std::vector<T> derivatives = {1, 0, limits::quiet_NaN(), T{0.5}, T{0.5}, 1, 0};
+    std::vector<T> found(special.size());
+    std::vector<T> found_slopes(special.size());
+    (l.table->*gelu)(special.data(), found.data(), static_cast<std::int64_t>(special.size()));
+    (l.table->*derivative)(special.data(), found_slopes.data(),
+                           static_cast<std::int64_t>(special.size()));
+    for (std::size_t i = 0; i < special.size(); ++i) {
+      const bool is_nan = std::isnan(special[i]);
+      bool right = is_nan ? std::isnan(found[i]) && std::isnan(found_slopes[i])
+                          : found[i] == values[i] && found_slopes[i] == derivatives[i];
+      right = right && (special[i] != 0 || std::signbit(found[i]) == std::signbit(special[i]));
+      if (right) continue;
+      std::printf("gelu float%d %s: of %a is %a and %a\n", static_cast<int>(8 * sizeof(T)), l.name,
+                  static_cast<double>(special[i]), static_cast<double>(found[i]),
+                  static_cast<double>(found_slopes[i]));
+      ++failures;
+    }
+  }
+  return failures;
+}
+
 template <class T>
 int check_type(const std::vector<level>& levels) {
-  int failures = check_special_values<T>(levels) + check_lengths<T>(levels);
+  int failures = check_special_values<T>(levels) + check_lengths<T>(levels) + check_gelu<T>(levels);
   for (const function<T>& f : functions<T>()) {
     sweep<T> s(f, levels);
     add_patterns(s);

@@ -4,7 +4,7 @@ Arrays may be NumPy, torch, JAX, Dask or any other array-API arrays; what comes 
 out.
 """
 
-from subquad import attention, features, normalizers, scans, vjp
+from subquad import attention, factors, features, normalizers, scans, vjp
 from subquad._config import (
     get_isa,
     get_num_threads,
@@ -19,6 +19,17 @@ from subquad.attention import (
     LogAttentionState,
     linear_attention,
     log_linear_attention,
+)
+from subquad.factors import (
+    FactorWeights,
+    OperatorChain,
+    cdil_offsets,
+    chord_offsets,
+    csr_product,
+    csr_transpose,
+    factor_values,
+    paramixer,
+    sparse_factor_product,
 )
 from subquad.features import (
     InaccurateFeaturesWarning,
@@ -44,15 +55,23 @@ from subquad.scans import (
 
 __all__ = [
     "AttentionState",
+    "FactorWeights",
     "GaussianNormalizer",
     "InaccurateFeaturesWarning",
     "KernelRidge",
     "LogAttentionState",
     "LogSumExpState",
     "NadarayaWatson",
+    "OperatorChain",
     "RandomFeatures",
     "__version__",
     "attention",
+    "cdil_offsets",
+    "chord_offsets",
+    "csr_product",
+    "csr_transpose",
+    "factor_values",
+    "factors",
     "features",
     "gaussian_log_normalizer",
     "get_isa",
@@ -66,12 +85,14 @@ __all__ = [
     "logcumsumexp",
     "normalizers",
     "num_threads",
+    "paramixer",
     "random_feature_attention",
     "scans",
     "set_isa",
     "set_num_threads",
     "show_config",
     "signed_logcumsumexp",
+    "sparse_factor_product",
     "trigonometric_features",
     "vjp",
 ]

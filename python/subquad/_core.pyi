@@ -14,8 +14,16 @@ __all__: list[str] = [
     "component_scatter_workspace",
     "component_sums",
     "component_sums_workspace",
+    "csr_product",
+    "csr_product_vjp",
+    "csr_product_vjp_workspace",
+    "csr_product_workspace",
     "cuda_info",
     "cuda_prepare",
+    "factor_values",
+    "factor_values_vjp",
+    "factor_values_vjp_workspace",
+    "factor_values_workspace",
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_log_normalizer_vjp_workspace",
@@ -62,6 +70,10 @@ __all__: list[str] = [
     "signed_logcumsumexp_vjp",
     "signed_logcumsumexp_vjp_workspace",
     "signed_logcumsumexp_workspace",
+    "sparse_factor_product",
+    "sparse_factor_product_vjp",
+    "sparse_factor_product_vjp_workspace",
+    "sparse_factor_product_workspace",
     "trigonometric_features",
     "vector_math",
 ]
@@ -125,8 +137,90 @@ def component_sums_workspace(
     itemsize: typing.SupportsInt | typing.SupportsIndex,
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def csr_product(
+    data: typing.Any,
+    indices: typing.Any,
+    indptr: typing.Any,
+    x: typing.Any,
+    addend: typing.Any,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def csr_product_vjp(
+    grad: typing.Any,
+    indices: typing.Any,
+    indptr: typing.Any,
+    x: typing.Any,
+    grad_data: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def csr_product_vjp_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    columns: typing.SupportsInt | typing.SupportsIndex,
+    nnz: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def csr_product_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    columns: typing.SupportsInt | typing.SupportsIndex,
+    nnz: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def cuda_info() -> dict[str, typing.Any]: ...
 def cuda_prepare(device_id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def factor_values(
+    x: typing.Any,
+    weight_in: typing.Any,
+    bias_in: typing.Any,
+    weight_out: typing.Any,
+    bias_out: typing.Any,
+    out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def factor_values_vjp(
+    grad: typing.Any,
+    x: typing.Any,
+    weight_in: typing.Any,
+    bias_in: typing.Any,
+    weight_out: typing.Any,
+    grad_x: typing.Any,
+    grad_weight_in: typing.Any,
+    grad_bias_in: typing.Any,
+    grad_weight_out: typing.Any,
+    grad_bias_out: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def factor_values_vjp_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_factors: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    h: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def factor_values_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_factors: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    h: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def gaussian_log_normalizer(
     x: typing.Any,
     log_counts: typing.Any,
@@ -575,6 +669,52 @@ def signed_logcumsumexp_vjp_workspace(
 def signed_logcumsumexp_workspace(
     lanes: typing.SupportsInt | typing.SupportsIndex,
     n: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def sparse_factor_product(
+    values: typing.Any,
+    x: typing.Any,
+    segments: typing.Any,
+    offsets: typing.Any,
+    residual: typing.SupportsInt | typing.SupportsIndex,
+    circular: bool,
+    transpose: bool,
+    out: typing.Any,
+    intermediates: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def sparse_factor_product_vjp(
+    grad: typing.Any,
+    values: typing.Any,
+    x: typing.Any,
+    segments: typing.Any,
+    intermediates: typing.Any,
+    offsets: typing.Any,
+    residual: typing.SupportsInt | typing.SupportsIndex,
+    circular: bool,
+    grad_values: typing.Any,
+    grad_x: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def sparse_factor_product_vjp_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_factors: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    recompute: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def sparse_factor_product_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    n_factors: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
     itemsize: typing.SupportsInt | typing.SupportsIndex,
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...

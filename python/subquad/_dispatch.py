@@ -29,6 +29,13 @@ FeatureGradients: TypeAlias = tuple[
     Array | None,
     Array | None,
 ]
+# Of every factor, the offset of each of its links: static, and known everywhere.
+FactorOffsets: TypeAlias = tuple[tuple[int, ...], ...]
+# The entries of a matrix in compressed rows, their columns, and where rows begin.
+CompressedRows: TypeAlias = tuple[Array, Array, Array]
+NetworkGradients: TypeAlias = tuple[
+    Array | None, Array | None, Array | None, Array | None, Array | None
+]
 
 
 def _always(_: Array) -> bool:
@@ -44,9 +51,11 @@ class Backend(Protocol):
 
     Arguments are validated and of one library, device and floating type (float32 or
     float64); optional arrays may be None. Leading batch dimensions broadcast in the
-    normalizers, in features, in attention and in their gradients; scans take arrays of
-    one shape, states without the axis; the other primitives take plain matrices.
-    Segments are 64-bit integers where the library has them, masks booleans.
+    normalizers, in features, in factors, in attention and in their gradients; scans
+    take arrays of one shape, states without the axis; the other primitives take plain
+    matrices. Segments are 64-bit integers where the library has them, masks booleans;
+    the indices of sparse matrices are of 32 or 64 bits. Gradients are in the shapes of
+    their inputs, None where they are not needed.
 
     A backend whose arrays may be changed in place can have `has_attention_step`, true
     or a function of an array, and `attention_step`, which adds a token to a state's own
@@ -177,6 +186,90 @@ class Backend(Protocol):
     ) -> Array: ...
 
     def hadamard_transform(self, x: Array, /) -> Array: ...
+
+    # `with_intermediates`: they are wanted as a result. `recompute`: whether a reverse
+    # that the library makes by itself computes them anew or has kept them.
+    def sparse_factor_product(
+        self,
+        values: Array,
+        x: Array,
+        segments: Array | None,
+        offsets: FactorOffsets,
+        residual: str,
+        circular: bool,
+        transpose: bool,
+        with_intermediates: bool,
+        recompute: bool,
+        /,
+    ) -> tuple[Array, Array | None]: ...
+
+    def sparse_factor_product_vjp(
+        self,
+        grad: Array,
+        values: Array,
+        x: Array,
+        segments: Array | None,
+        intermediates: Array | None,
+        offsets: FactorOffsets,
+        residual: str,
+        circular: bool,
+        needs: tuple[bool, bool],
+        /,
+    ) -> tuple[Array | None, Array | None]: ...
+
+    def factor_values(
+        self,
+        x: Array,
+        weight_in: Array,
+        bias_in: Array,
+        weight_out: Array,
+        bias_out: Array,
+        /,
+    ) -> Array: ...
+
+    def factor_values_vjp(
+        self,
+        grad: Array,
+        x: Array,
+        weight_in: Array,
+        bias_in: Array,
+        weight_out: Array,
+        bias_out: Array,
+        needs: tuple[bool, bool, bool, bool, bool],
+        /,
+    ) -> NetworkGradients: ...
+
+    # `transposed` is the same matrix, for the gradient of x: no derivative passes
+    # through it. Where it is None it is made of the matrix when it is needed.
+    def csr_product(
+        self,
+        data: Array,
+        indices: Array,
+        indptr: Array,
+        x: Array,
+        addend: Array | None,
+        scale: float,
+        transposed: CompressedRows | None,
+        /,
+    ) -> Array: ...
+
+    def csr_product_vjp(
+        self,
+        grad: Array,
+        data: Array,
+        indices: Array,
+        indptr: Array,
+        x: Array,
+        addend: Array | None,
+        scale: float,
+        transposed: CompressedRows | None,
+        needs: tuple[bool, bool, bool],
+        /,
+    ) -> tuple[Array | None, Array | None, Array | None]: ...
+
+    def csr_transpose(
+        self, data: Array, indices: Array, indptr: Array, n_columns: int, /
+    ) -> CompressedRows: ...
 
     def logcumsumexp(
         self,

@@ -10,15 +10,24 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from subquad._dispatch import Array, backend_for, device_of, namespace_of, not_an_array
+from subquad._dispatch import (
+    Array,
+    FactorOffsets,
+    backend_for,
+    device_of,
+    namespace_of,
+    not_an_array,
+)
 from subquad._reference._common import sum_to
 from subquad._validation import (
     AttentionArguments,
+    ProductArguments,
     as_result_of,
     as_type_of,
     check_broadcast,
     check_shape,
     common_floats,
+    csr_arguments,
     feature_arguments,
     gaussian_log_normalizer_arguments,
     hadamard_transform_arguments,
@@ -27,12 +36,17 @@ from subquad._validation import (
     log_linear_recurrence_arguments,
     log_normalizer_arguments,
     logcumsumexp_arguments,
+    network_arguments,
+    product_arguments,
     signed_logcumsumexp_arguments,
 )
 from subquad.attention import AttentionState, LogAttentionState, logs_of, sums_of
+from subquad.factors import FactorWeights, one_by_one
 from subquad.scans import LogSumExpState, state_arrays
 
 __all__ = [
+    "csr_product",
+    "factor_values",
     "gaussian_log_normalizer",
     "hadamard_transform",
     "linear_attention",
@@ -42,6 +56,7 @@ __all__ = [
     "log_normalizer",
     "logcumsumexp",
     "signed_logcumsumexp",
+    "sparse_factor_product",
 ]
 
 
@@ -327,6 +342,304 @@ def log_features(
         (gx, g_projection, g_bias, g_quadratic, g_shift, g_linear),
         (x, projection, bias, quadratic, shift, linear),
     )
+
+
+def sparse_factor_product(
+    grad: Array,
+    values: Array,
+    x: Array,
+    /,
+    *,
+    pattern: Any = "chord",
+    residual: str = "none",
+    circular: bool = True,
+    transpose: bool = False,
+    segment_ids: Array | None = None,
+    out: Array | None = None,
+    intermediates: Array | None = None,
+) -> tuple[Any, Array]:
+    """Compute the gradients of `subquad.sparse_factor_product`.
+
+    Parameters
+    ----------
+    grad : array of shape (..., n, d)
+        Derivative of a number in the result, of the result's shape.
+    values : array of shape (..., M, n, K), or sequence of arrays of shape (..., n, K_m)
+        The entries of the factors.
+    x : array of shape (..., n, d)
+        Rows.
+    pattern : {"chord", "cdil"}, or integers of shape (K,) or (M, K)
+        The offsets.
+    residual : {"none", "step", "input"}
+        What is added to a factor's product.
+    circular : bool
+        Whether the first row follows the last.
+    transpose : bool
+        Whether the transpose of the whole map is applied.
+    segment_ids : int array of shape (n,), optional
+        Runs of equal numbers are sequences packed one after another.
+    out : array of shape (..., n, d), optional
+        The result of `subquad.sparse_factor_product`, of which the gradients take
+        nothing.
+    intermediates : array of shape (..., max(M - 1, 0), n, d), optional
+        What `subquad.sparse_factor_product` returns with `return_intermediates`;
+        computed anew when left out.
+
+    Returns
+    -------
+    tuple of two
+        The gradients in `values`, a list if these are a sequence, and in `x`, each of
+        the shape and type of its array: summed over dimensions that were broadcast.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.sparse_factor_product`, and if `grad` or `out` has not the result's
+        shape, or there are intermediates of other shape, of a transpose or of factors
+        in a list.
+
+    See Also
+    --------
+    subquad.sparse_factor_product : The function.
+
+    Notes
+    -----
+    With g the gradient of v_m: gᵢ·v_(m-1)ⱼ in values_mik, and W_mᵀ g in v_(m-1) with
+    what the residuals add. O(M n K d) time, deterministic: rows are gathered, never
+    scattered. The gradient of a transpose in `values` is that of the map itself, with
+    `grad` and `x` exchanged; in `x` it is the map itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> values, x = np.ones((1, 3, 2)), np.array([[1.0], [2.0], [4.0]])
+    >>> g_values, gx = sq.vjp.sparse_factor_product(np.ones((3, 1)), values, x)
+    >>> g_values
+    array([[[1., 2.],
+            [2., 4.],
+            [4., 1.]]])
+    >>> gx[:, 0]
+    array([2., 2., 2.])
+    """
+    if grad is None:
+        raise not_an_array("grad", None)
+    call = product_arguments(
+        values, x, pattern, residual, circular, transpose, segment_ids
+    )
+    shape = (*call.batch, *call.x.shape[-2:])
+    grad, _ = _result_like(shape, grad, out, call.x)
+    is_list = isinstance(values, (list, tuple))
+    if intermediates is not None:
+        if transpose or is_list:
+            kind = "values in a list" if is_list else "transpose=True"
+            message = f"intermediates have no meaning with {kind}"
+            raise ValueError(message)
+        n_kept = max(len(call.offsets) - 1, 0)
+        kept = (*call.batch, n_kept, *call.x.shape[-2:])
+        intermediates = _grad("intermediates", intermediates, kept, call.x)
+    flags = (residual, bool(circular), bool(transpose))
+    if is_list:
+        g_list, gx = _one_by_one_vjp(call, grad, *flags)
+        g_list = [_stretched(g, a) for g, a in zip(g_list, values, strict=True)]
+        return g_list, _stretched(gx, x)
+    arrays = (call.values[0], call.x, intermediates)
+    g_values, gx = _product_vjp(call, grad, *arrays, call.offsets, *flags)
+    return as_type_of(g_values, values), as_type_of(gx, x)
+
+
+def _product_vjp(
+    call: ProductArguments,
+    grad: Array,
+    values: Array,
+    x: Array,
+    intermediates: Array | None,
+    offsets: FactorOffsets,
+    residual: str,
+    circular: bool,
+    transpose: bool,
+) -> tuple[Array | None, Array | None]:
+    """Return the gradients of a product of some factors."""
+    backend, segments = call.backend, call.segments
+    options = (offsets, residual, circular)
+    if not transpose:
+        return backend.sparse_factor_product_vjp(
+            grad, values, x, segments, intermediates, *options, (True, True)
+        )
+    # <g, Aᵀ x> = <A g, x>: of the map A itself, with both exchanged.
+    xp = namespace_of(x)
+    stretched = xp.broadcast_to(x, tuple(grad.shape))
+    g_values, _ = backend.sparse_factor_product_vjp(
+        stretched, values, grad, segments, None, *options, (True, False)
+    )
+    gx, _ = backend.sparse_factor_product(
+        values, grad, segments, *options, False, False, False
+    )
+    return g_values, sum_to(xp, gx, tuple(x.shape))
+
+
+def _one_by_one_vjp(
+    call: ProductArguments, grad: Array, residual: str, circular: bool, transpose: bool
+) -> tuple[list[Array], Array]:
+    """Return the gradients of factors that differ in K, and that of x."""
+    _, applied_to = one_by_one(call, residual, circular, transpose)
+    found: list[Array] = [None] * len(call.values)
+    inner = "none" if residual == "input" else residual
+    xp = namespace_of(grad)
+    g = grad
+    to_input: Array | None = None
+    for m in reversed(call.order(transpose)):
+        if residual == "input" and not transpose:
+            to_input = g if to_input is None else to_input + g
+        before = xp.broadcast_to(applied_to[m], tuple(grad.shape))
+        row = call.offsets[m : m + 1]
+        found[m], g = _product_vjp(
+            call, g, call.values[m], before, None, row, inner, circular, transpose
+        )
+        found[m] = xp.squeeze(found[m], axis=-3)
+        if residual == "input" and transpose:
+            g = grad + g
+    return found, g if to_input is None else to_input + g
+
+
+def factor_values(
+    grad: Array, x: Array, weights: Any, /, *, out: Array | None = None
+) -> tuple[Array, FactorWeights]:
+    """Compute the gradients of `subquad.factor_values`.
+
+    Parameters
+    ----------
+    grad : array of shape (..., M, n, K)
+        Derivative of a number in the result, of the result's shape.
+    x : array of shape (..., n, d)
+        Rows.
+    weights : FactorWeights, or tuple of four arrays
+        The weights of the networks.
+    out : array of shape (..., M, n, K), optional
+        The result of `subquad.factor_values`, of which the gradients take nothing.
+
+    Returns
+    -------
+    tuple of array and FactorWeights
+        The gradients in `x` and in each of the weights, of the shapes and types of
+        these: summed over dimensions that were broadcast.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.factor_values`, and if `grad` or `out` has not the result's shape.
+
+    See Also
+    --------
+    subquad.factor_values : The function.
+
+    Notes
+    -----
+    O(M n h (d + K)) time. What lies between the layers is computed anew, for a tile of
+    rows at a time where the library has kernels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> one, zero = np.ones((1, 1, 1)), np.zeros((1, 1))
+    >>> weights = sq.FactorWeights(one, zero, one, zero)
+    >>> gx, g_weights = sq.vjp.factor_values(np.ones((1, 1, 1)), one[0] * 0, weights)
+    >>> gx, g_weights.bias_out
+    (array([[0.5]]), array([[1.]]))
+    """
+    if grad is None:
+        raise not_an_array("grad", None)
+    call, _, _ = network_arguments(x, weights)
+    n_factors, k = call.weights[2].shape[-3:-1]
+    shape = (*call.batch, n_factors, call.x.shape[-2], k)
+    grad, _ = _result_like(shape, grad, out, call.x)
+    gradients = call.backend.factor_values_vjp(
+        grad, call.x, *call.weights, (True, True, True, True, True)
+    )
+    gx, *of_weights = _as_inputs(gradients, (x, *weights))
+    return gx, FactorWeights(*of_weights)
+
+
+def csr_product(
+    grad: Array,
+    data: Array,
+    indices: Array,
+    indptr: Array,
+    x: Array,
+    /,
+    *,
+    addend: Array | None = None,
+    scale: float = 1.0,
+    out: Array | None = None,
+) -> tuple[Array, ...]:
+    """Compute the gradients of `subquad.csr_product`.
+
+    Parameters
+    ----------
+    grad : array of shape (..., rows, d)
+        Derivative of a number in the result, of the result's shape.
+    data : array of shape (nnz,)
+        The entries.
+    indices : int array of shape (nnz,)
+        The column of each entry.
+    indptr : int array of shape (rows + 1,)
+        Where each row begins, and the last one ends.
+    x : array of shape (..., columns, d)
+        Rows that are multiplied.
+    addend : array of shape (..., rows, d), optional
+        Added to the product.
+    scale : float
+        Multiplies the product.
+    out : array of shape (..., rows, d), optional
+        The result of `subquad.csr_product`, of which the gradients take nothing.
+
+    Returns
+    -------
+    tuple of arrays
+        The gradients in `data` and `x`, and in `addend` if it is given, each of the
+        shape and type of its array: summed over dimensions that were broadcast.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `subquad.csr_product`, and if `grad` or `out` has not the result's shape.
+
+    See Also
+    --------
+    subquad.csr_product : The function.
+
+    Notes
+    -----
+    scale gᵢ·xⱼ in the entry at (i, j), scale Aᵀ g in x and g in the addend. O(nnz d)
+    time, and O(nnz log nnz) to transpose the matrix.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import subquad as sq
+    >>> data, indices = np.array([1.0, 2.0, 3.0]), np.array([0, 2, 1])
+    >>> indptr, x = np.array([0, 2, 2, 3]), np.array([[1.0], [2.0], [3.0]])
+    >>> g_data, gx = sq.vjp.csr_product(np.ones((3, 1)), data, indices, indptr, x)
+    >>> g_data, gx[:, 0]
+    (array([1., 3., 2.]), array([1., 3., 2.]))
+    """
+    if grad is None:
+        raise not_an_array("grad", None)
+    call = csr_arguments(data, indices, indptr, x, addend, scale)
+    grad, _ = _result_like(call.shape, grad, out, call.x)
+    gradients = call.backend.csr_product_vjp(
+        grad,
+        call.data,
+        call.indices,
+        call.indptr,
+        call.x,
+        call.addend,
+        call.scale,
+        None,
+        (True, True, addend is not None),
+    )
+    return _as_inputs(gradients, (data, x, addend))
 
 
 def hadamard_transform(

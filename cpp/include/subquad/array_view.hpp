@@ -12,7 +12,8 @@ enum class dtype : std::int32_t {
   int64 = 2,
   uint8 = 3,
   float16 = 4,
-  bfloat16 = 5
+  bfloat16 = 5,
+  int32 = 6
 };
 
 enum class device_type : std::int32_t { cpu = 0, cuda = 1 };
@@ -26,6 +27,7 @@ constexpr std::int64_t item_size(dtype type) noexcept {
     case dtype::bfloat16:
       return 2;
     case dtype::float32:
+    case dtype::int32:
       return 4;
     case dtype::float64:
     case dtype::int64:
@@ -56,6 +58,10 @@ struct dtype_of<float> {
 template <>
 struct dtype_of<double> {
   static constexpr dtype kValue = dtype::float64;
+};
+template <>
+struct dtype_of<std::int32_t> {
+  static constexpr dtype kValue = dtype::int32;
 };
 template <>
 struct dtype_of<std::int64_t> {

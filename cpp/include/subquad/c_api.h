@@ -67,7 +67,8 @@ enum {
   SUBQUAD_INT64 = 2,
   SUBQUAD_UINT8 = 3,
   SUBQUAD_FLOAT16 = 4,
-  SUBQUAD_BFLOAT16 = 5
+  SUBQUAD_BFLOAT16 = 5,
+  SUBQUAD_INT32 = 6
 };
 
 /* Values of subquad_array.device, and of `device`. */
@@ -556,6 +557,113 @@ SUBQUAD_API subquad_status subquad_hadamard_transform(const subquad_array* x,
                                                       const subquad_array* workspace,
                                                       const subquad_context* context,
                                                       subquad_error* error);
+
+/* ---- factors --------------------------------------------------------------------------------- */
+
+/* Values of `residual`: what is added to a factor's product. */
+enum {
+  SUBQUAD_RESIDUAL_NONE = 0,
+  SUBQUAD_RESIDUAL_STEP = 1, /* what the factor was applied to */
+  SUBQUAD_RESIDUAL_INPUT = 2 /* what the first factor was applied to */
+};
+
+/* Products of sparse factors. With row (i + o) mod n called o rows after row i,
+ *   (W_m v)_i = sum_k values_mik v_j, j the row offsets_mk rows after i
+ *   v_0 = x, v_m = W_m v_(m-1) + r_m, out = v_M
+ * where r_m is 0, v_(m-1) or v_0, as `residual` says. Terms whose rows coincide add up.
+ *
+ * values (B..., M, n, K); x, out (B..., n, d). offsets: M K numbers in C order, any integers, in
+ * memory of the CPU whatever the device, read before the call returns. segments (n), int64,
+ * optional: runs of equal numbers are sequences of their own, each circular in itself. With
+ * circular == 0 the sequences have ends, and terms whose row would lie past one are left out.
+ *
+ * intermediates (B..., max(M - 1, 0), n, d), optional, is an output: v_1 ... v_(M-1).
+ * With transpose != 0, out is the transpose of the map from x to v_M, applied to x; there are no
+ * intermediates then. The sum of a row is taken in the order of k whatever the number of threads. */
+SUBQUAD_API size_t subquad_sparse_factor_product_workspace(int64_t batch, int64_t n_factors,
+                                                           int64_t n, int64_t k, int64_t d,
+                                                           int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_sparse_factor_product(
+    const subquad_array* values, const subquad_array* x, const subquad_array* segments,
+    const int64_t* offsets, int32_t residual, int32_t circular, int32_t transpose,
+    const subquad_array* out, const subquad_array* intermediates, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_sparse_factor_product without transpose. With g_m the gradient of v_m,
+ *   grad_values_mik = g_mi . v_(m-1)j, j the row offsets_mk rows after i
+ *   grad_x = W_1^T ... W_M^T grad and what the residuals add.
+ * The reverse of the transpose is this one with grad and x exchanged, as to values, and the product
+ * without transpose, as to x.
+ *
+ * grad (B..., n, d); intermediates (B..., max(M - 1, 0), n, d), optional: computed anew where
+ * absent, into the workspace, which has room for them with recompute != 0; grad_values
+ * (B..., M, n, K) and grad_x (B..., n, d), each optional, with the broadcast batch dimensions. */
+SUBQUAD_API size_t subquad_sparse_factor_product_vjp_workspace(int64_t batch, int64_t n_factors,
+                                                               int64_t n, int64_t k, int64_t d,
+                                                               int64_t itemsize, int32_t recompute,
+                                                               int32_t device);
+SUBQUAD_API subquad_status subquad_sparse_factor_product_vjp(
+    const subquad_array* grad, const subquad_array* values, const subquad_array* x,
+    const subquad_array* segments, const subquad_array* intermediates, const int64_t* offsets,
+    int32_t residual, int32_t circular, const subquad_array* grad_values,
+    const subquad_array* grad_x, const subquad_array* workspace, const subquad_context* context,
+    subquad_error* error);
+
+/* The values of sparse factors, of one two-layer network for each:
+ *   out_mi = weight_out_m gelu(weight_in_m x_i + bias_in_m) + bias_out_m,
+ *   gelu(z) = z (1 + erf(z / sqrt(2))) / 2
+ *
+ * x (B..., n, d); weight_in (B..., M, h, d), bias_in (B..., M, h); weight_out (B..., M, K, h),
+ * bias_out (B..., M, K); out (B..., M, n, K). No array of n h numbers is made. */
+SUBQUAD_API size_t subquad_factor_values_workspace(int64_t batch, int64_t n_factors, int64_t n,
+                                                   int64_t d, int64_t h, int64_t k,
+                                                   int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_factor_values(
+    const subquad_array* x, const subquad_array* weight_in, const subquad_array* bias_in,
+    const subquad_array* weight_out, const subquad_array* bias_out, const subquad_array* out,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_factor_values; what lies between the layers is computed anew.
+ *
+ * grad as out. Each gradient is optional. grad_x (B..., n, d) has the broadcast batch dimensions;
+ * those of weights and biases have the shapes of their arrays, summed over the batches that share
+ * these. */
+SUBQUAD_API size_t subquad_factor_values_vjp_workspace(int64_t batch, int64_t n_factors, int64_t n,
+                                                       int64_t d, int64_t h, int64_t k,
+                                                       int64_t itemsize, int32_t device);
+SUBQUAD_API subquad_status subquad_factor_values_vjp(
+    const subquad_array* grad, const subquad_array* x, const subquad_array* weight_in,
+    const subquad_array* bias_in, const subquad_array* weight_out, const subquad_array* grad_x,
+    const subquad_array* grad_weight_in, const subquad_array* grad_bias_in,
+    const subquad_array* grad_weight_out, const subquad_array* grad_bias_out,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Product of a sparse matrix in compressed rows with a dense one: out = scale A x + addend, with
+ *   (A x)_i = sum over e from indptr_i to indptr_(i+1) - 1 of data_e x_(indices_e)
+ *
+ * data (nnz); indices (nnz) and indptr (rows + 1), both int32 or both int64; x (B..., columns, d);
+ * addend, optional, and out (B..., rows, d). A row's columns may be in any order and repeat: they
+ * add up. On the CPU, indices out of range are SUBQUAD_INVALID_ARGUMENT. */
+SUBQUAD_API size_t subquad_csr_product_workspace(int64_t batch, int64_t rows, int64_t columns,
+                                                 int64_t nnz, int64_t d, int64_t itemsize,
+                                                 int32_t device);
+SUBQUAD_API subquad_status subquad_csr_product(
+    const subquad_array* data, const subquad_array* indices, const subquad_array* indptr,
+    const subquad_array* x, const subquad_array* addend, double scale, const subquad_array* out,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
+/* Reverse of subquad_csr_product with scale 1, through data:
+ *   grad_data_e = sum over batches of grad_i . x_(indices_e), i the row of e
+ *
+ * grad (B..., rows, d), x (B..., columns, d), grad_data (nnz). Through x the reverse is the product
+ * with the transposed matrix. */
+SUBQUAD_API size_t subquad_csr_product_vjp_workspace(int64_t batch, int64_t rows, int64_t columns,
+                                                     int64_t nnz, int64_t d, int64_t itemsize,
+                                                     int32_t device);
+SUBQUAD_API subquad_status subquad_csr_product_vjp(
+    const subquad_array* grad, const subquad_array* indices, const subquad_array* indptr,
+    const subquad_array* x, const subquad_array* grad_data, const subquad_array* workspace,
+    const subquad_context* context, subquad_error* error);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -20,6 +20,10 @@ struct vector_math_kernels {
   void (*cos_bounded_f32)(const float* x, float* out, std::int64_t n);
   void (*sin_bounded_f64)(const double* x, double* out, std::int64_t n);
   void (*cos_bounded_f64)(const double* x, double* out, std::int64_t n);
+  void (*gelu_f32)(const float* x, float* out, std::int64_t n);
+  void (*gelu_derivative_f32)(const float* x, float* out, std::int64_t n);
+  void (*gelu_f64)(const double* x, double* out, std::int64_t n);
+  void (*gelu_derivative_f64)(const double* x, double* out, std::int64_t n);
 };
 
 }  // namespace subquad

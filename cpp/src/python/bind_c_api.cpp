@@ -31,6 +31,12 @@ const c_functions kFunctions = {
     &subquad_log_features_vjp,
     &subquad_trigonometric_features,
     &subquad_hadamard_transform,
+    &subquad_sparse_factor_product,
+    &subquad_sparse_factor_product_vjp,
+    &subquad_factor_values,
+    &subquad_factor_values_vjp,
+    &subquad_csr_product,
+    &subquad_csr_product_vjp,
 };
 
 }  // namespace

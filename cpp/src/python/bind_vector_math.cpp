@@ -48,9 +48,16 @@ void vector_math(const std::string& name, py::handle x_object, py::handle out_ob
   } else if (name == "exp2_bounded") {
     single = kernels.exp2_bounded_f32;
     double_ = kernels.exp2_bounded_f64;
+  } else if (name == "gelu") {
+    single = kernels.gelu_f32;
+    double_ = kernels.gelu_f64;
+  } else if (name == "gelu_derivative") {
+    single = kernels.gelu_derivative_f32;
+    double_ = kernels.gelu_derivative_f64;
   } else {
-    throw invalid_argument("name: expected 'exp', 'log', 'log1p' or 'exp2_bounded', got '" + name +
-                           "'");
+    throw invalid_argument(
+        "name: expected 'exp', 'log', 'log1p', 'exp2_bounded', 'gelu' or 'gelu_derivative', got '" +
+        name + "'");
   }
   const py::gil_scoped_release unlocked;
   if (x.type == dtype::float32) {

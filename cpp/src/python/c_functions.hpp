@@ -40,6 +40,12 @@ struct c_functions {
   decltype(&subquad_log_features_vjp) log_features_vjp;
   decltype(&subquad_trigonometric_features) trigonometric_features;
   decltype(&subquad_hadamard_transform) hadamard_transform;
+  decltype(&subquad_sparse_factor_product) sparse_factor_product;
+  decltype(&subquad_sparse_factor_product_vjp) sparse_factor_product_vjp;
+  decltype(&subquad_factor_values) factor_values;
+  decltype(&subquad_factor_values_vjp) factor_values_vjp;
+  decltype(&subquad_csr_product) csr_product;
+  decltype(&subquad_csr_product_vjp) csr_product_vjp;
 };
 
 }  // namespace subquad::python

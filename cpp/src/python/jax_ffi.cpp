@@ -4,8 +4,9 @@
 //
 // A handler takes the arrays of its C function in their order, inputs as operands and outputs as
 // results, and the workspace as the last result. Its attributes are `present`, whose bit i tells
-// whether the i-th array is passed (else it is an optional one left out), and `numbers`, those that
-// some functions take: the first in the lowest 16 bits, the next in those above.
+// whether the i-th array is passed (else it is an optional one left out), `numbers`, those that
+// some functions take: the first in the lowest 16 bits, the next in those above; and where the C
+// function takes them `offsets`, an array of int64, and `scale`, a float64.
 #include <pybind11/pybind11.h>
 #include <xla/ffi/api/c_api.h>
 
@@ -92,18 +93,37 @@ XLA_FFI_Error* find_stream(const XLA_FFI_CallFrame& frame, void*& stream) {
   return error;
 }
 
-// The attribute of that name, or 0: a number of type int64.
-std::int64_t attribute(const XLA_FFI_CallFrame& frame, const char* name) {
+// The attribute of that name and kind, or null.
+const void* find_attribute(const XLA_FFI_CallFrame& frame, const char* name,
+                           XLA_FFI_AttrType kind) {
   const XLA_FFI_Attrs& attributes = frame.attrs;
   for (std::int64_t i = 0; i < attributes.size; ++i) {
     const XLA_FFI_ByteSpan& found = *attributes.names[i];
     if (found.len != std::strlen(name) || std::memcmp(found.ptr, name, found.len) != 0) continue;
-    if (attributes.types[i] != XLA_FFI_AttrType_SCALAR) return 0;
-    const auto* scalar = static_cast<const XLA_FFI_Scalar*>(attributes.attrs[i]);
-    if (scalar->dtype != XLA_FFI_DataType_S64) return 0;
-    return *static_cast<const std::int64_t*>(scalar->value);
+    return attributes.types[i] == kind ? attributes.attrs[i] : nullptr;
   }
-  return 0;
+  return nullptr;
+}
+
+// The number of that name and type, or 0.
+template <class T>
+T number_attribute(const XLA_FFI_CallFrame& frame, const char* name, XLA_FFI_DataType type) {
+  const auto* scalar =
+      static_cast<const XLA_FFI_Scalar*>(find_attribute(frame, name, XLA_FFI_AttrType_SCALAR));
+  return scalar != nullptr && scalar->dtype == type ? *static_cast<const T*>(scalar->value) : T{};
+}
+
+std::uint64_t bits_attribute(const XLA_FFI_CallFrame& frame, const char* name) {
+  return static_cast<std::uint64_t>(
+      number_attribute<std::int64_t>(frame, name, XLA_FFI_DataType_S64));
+}
+
+// The numbers of that name, or null: an array of type int64.
+const std::int64_t* numbers_attribute(const XLA_FFI_CallFrame& frame, const char* name) {
+  const auto* array =
+      static_cast<const XLA_FFI_Array*>(find_attribute(frame, name, XLA_FFI_AttrType_ARRAY));
+  const bool found = array != nullptr && array->dtype == XLA_FFI_DataType_S64;
+  return found ? static_cast<const std::int64_t*>(array->data) : nullptr;
 }
 
 std::int32_t dtype_of(XLA_FFI_DataType type) {
@@ -112,6 +132,8 @@ std::int32_t dtype_of(XLA_FFI_DataType type) {
       return SUBQUAD_FLOAT32;
     case XLA_FFI_DataType_F64:
       return SUBQUAD_FLOAT64;
+    case XLA_FFI_DataType_S32:
+      return SUBQUAD_INT32;
     case XLA_FFI_DataType_S64:
       return SUBQUAD_INT64;
     case XLA_FFI_DataType_U8:
@@ -136,7 +158,7 @@ class arguments {
  public:
   // False where the buffers are not as many as `present` tells.
   bool gather(const XLA_FFI_CallFrame& frame, std::int32_t device, std::int32_t device_id) {
-    const auto present = static_cast<std::uint64_t>(attribute(frame, "present"));
+    const std::uint64_t present = bits_attribute(frame, "present");
     const std::int64_t count = frame.args.size + frame.rets.size;
     std::int64_t next = 0;
     for (std::size_t i = 0; i < Arrays; ++i) {
@@ -155,7 +177,9 @@ class arguments {
       given_[i] = &arrays_[i];
       ++next;
     }
-    numbers_ = static_cast<std::uint64_t>(attribute(frame, "numbers"));
+    numbers_ = bits_attribute(frame, "numbers");
+    offsets_ = numbers_attribute(frame, "offsets");
+    scale_ = number_attribute<double>(frame, "scale", XLA_FFI_DataType_F64);
     return next == count;
   }
 
@@ -165,6 +189,8 @@ class arguments {
     numbers_ >>= 16;
     return static_cast<std::int32_t>(number);
   }
+  const std::int64_t* next(tag<const std::int64_t*>) { return offsets_; }
+  double next(tag<double>) { return scale_; }
   const subquad_context* next(tag<const subquad_context*>) { return &context; }
   subquad_error* next(tag<subquad_error*>) { return &error; }
 
@@ -176,6 +202,8 @@ class arguments {
   const subquad_array* given_[Arrays] = {};
   std::size_t next_ = 0;
   std::uint64_t numbers_ = 0;
+  const std::int64_t* offsets_ = nullptr;
+  double scale_ = 0;
 };
 
 template <class... Parameters>
@@ -255,6 +283,12 @@ py::dict make_handlers() {
   add<&c_functions::log_features_vjp>(handlers, "log_features_vjp");
   add<&c_functions::trigonometric_features>(handlers, "trigonometric_features");
   add<&c_functions::hadamard_transform>(handlers, "hadamard_transform");
+  add<&c_functions::sparse_factor_product>(handlers, "sparse_factor_product");
+  add<&c_functions::sparse_factor_product_vjp>(handlers, "sparse_factor_product_vjp");
+  add<&c_functions::factor_values>(handlers, "factor_values");
+  add<&c_functions::factor_values_vjp>(handlers, "factor_values_vjp");
+  add<&c_functions::csr_product>(handlers, "csr_product");
+  add<&c_functions::csr_product_vjp>(handlers, "csr_product_vjp");
   add<&c_functions::logcumsumexp>(handlers, "logcumsumexp");
   add<&c_functions::logcumsumexp_vjp>(handlers, "logcumsumexp_vjp");
   add<&c_functions::signed_logcumsumexp>(handlers, "signed_logcumsumexp");

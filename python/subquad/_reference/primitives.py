@@ -8,6 +8,15 @@ from subquad._reference.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._reference.factors import (
+    csr_product,
+    csr_product_vjp,
+    csr_transpose,
+    factor_values,
+    factor_values_vjp,
+    sparse_factor_product,
+    sparse_factor_product_vjp,
+)
 from subquad._reference.features import (
     gradient_of_rows,
     hadamard_transform,
@@ -41,6 +50,11 @@ from subquad._reference.scans import (
 __all__ = [
     "component_scatter",
     "component_sums",
+    "csr_product",
+    "csr_product_vjp",
+    "csr_transpose",
+    "factor_values",
+    "factor_values_vjp",
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_score_moments",
@@ -65,5 +79,7 @@ __all__ = [
     "signed_logcumsumexp",
     "signed_logcumsumexp_jvp",
     "signed_logcumsumexp_vjp",
+    "sparse_factor_product",
+    "sparse_factor_product_vjp",
     "trigonometric_features",
 ]

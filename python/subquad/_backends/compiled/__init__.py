@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from subquad._backends.compiled.attention import AttentionKernels
+from subquad._backends.compiled.factors import FactorKernels
 from subquad._backends.compiled.features import FeatureKernels
 from subquad._backends.compiled.memory import CPU, CUDA, _core, serves_cuda
 from subquad._backends.compiled.normalizers import NormalizerKernels
@@ -23,7 +24,9 @@ __all__ = ["CPU", "CUDA", "CudaKernels", "Kernels", "_core", "serves_cuda"]
 has_attention_step = True
 
 
-class Kernels(NormalizerKernels, FeatureKernels, ScanKernels, AttentionKernels):
+class Kernels(
+    NormalizerKernels, FeatureKernels, FactorKernels, ScanKernels, AttentionKernels
+):
     """The primitives over one library's memory of the CPU, or of CUDA."""
 
 
@@ -67,6 +70,13 @@ log_features = _KERNELS.log_features
 log_features_vjp = _KERNELS.log_features_vjp
 trigonometric_features = _KERNELS.trigonometric_features
 hadamard_transform = _KERNELS.hadamard_transform
+sparse_factor_product = _KERNELS.sparse_factor_product
+sparse_factor_product_vjp = _KERNELS.sparse_factor_product_vjp
+factor_values = _KERNELS.factor_values
+factor_values_vjp = _KERNELS.factor_values_vjp
+csr_product = _KERNELS.csr_product
+csr_product_vjp = _KERNELS.csr_product_vjp
+csr_transpose = _KERNELS.csr_transpose
 logcumsumexp = _KERNELS.logcumsumexp
 logcumsumexp_vjp = _KERNELS.logcumsumexp_vjp
 signed_logcumsumexp = _KERNELS.signed_logcumsumexp

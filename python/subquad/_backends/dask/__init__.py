@@ -12,6 +12,15 @@ from subquad._backends.dask.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.dask.factors import (
+    csr_product,
+    csr_product_vjp,
+    csr_transpose,
+    factor_values,
+    factor_values_vjp,
+    sparse_factor_product,
+    sparse_factor_product_vjp,
+)
 from subquad._backends.dask.features import (
     hadamard_transform,
     log_features,
@@ -45,6 +54,11 @@ from subquad._backends.dask.scans import (
 __all__ = [
     "component_scatter",
     "component_sums",
+    "csr_product",
+    "csr_product_vjp",
+    "csr_transpose",
+    "factor_values",
+    "factor_values_vjp",
     "fit_statistics",
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
@@ -69,6 +83,8 @@ __all__ = [
     "sample_residuals",
     "signed_logcumsumexp",
     "signed_logcumsumexp_vjp",
+    "sparse_factor_product",
+    "sparse_factor_product_vjp",
     "take_rows",
     "trigonometric_features",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -46,11 +47,14 @@ class Plan(NamedTuple):
         Arguments of the function that tells the size of the workspace.
     numbers : tuple
         The numbers that the C function takes, in its order.
+    attributes : dict
+        What else it takes, by name.
     """
 
     outputs: list[Output | None]
     sizes: tuple[int, ...]
     numbers: tuple[int, ...] = ()
+    attributes: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(eq=False)
@@ -72,6 +76,9 @@ class Kernel:
         from. Indices beyond mean none.
     workspace : str, optional
         Name of the function whose workspace it takes; by default its own.
+    passed : int, optional
+        How many of the inputs, the first ones, the C function takes; by default all.
+        The others are for the plan and for derivatives.
     """
 
     name: str
@@ -80,6 +87,7 @@ class Kernel:
     types: str
     limits: Callable[[Sequence[Any]], dict[int, int]] = lambda _: {}
     workspace: str | None = None
+    passed: int | None = None
 
     def __post_init__(self) -> None:
         self.primitive = _define_kernel(self)
@@ -253,14 +261,15 @@ def _call(
     size_of = getattr(_core, f"{kernel.workspace or kernel.name}_workspace")
     size = size_of(*plan.sizes, device)
     outputs = [output for output in plan.outputs if output is not None]
-    present = (*given, *(output is not None for output in plan.outputs), True)
+    passed = given[: kernel.passed]
+    present = (*passed, *(output is not None for output in plan.outputs), True)
     # The kernels' 64-bit integers and sums are theirs alone where JAX has them off.
     with jax.enable_x64(True):
         limits = kernel.limits(arrays)
         inputs = [
             _as_input(array, kind, device, limits.get(place))
             for place, (array, kind) in enumerate(
-                zip(arrays, kernel.types, strict=True)
+                zip(arrays[: kernel.passed], kernel.types, strict=True)
             )
             if array is not None
         ]
@@ -274,6 +283,7 @@ def _call(
             numbers=np.int64(
                 sum(number << (16 * place) for place, number in enumerate(plan.numbers))
             ),
+            **plan.attributes,
         )
         return [
             sum_to(jnp, array, shape).astype(dtype)
@@ -375,6 +385,10 @@ class Derivative:
         The tangents of `moves`, of those of all inputs. By default each its own.
     without : tuple of int
         Places of inputs that leave all to the reference.
+    extended : Callable, optional
+        Of which of `moves` have tangents and static parameters, returns those with
+        which the kernel is called where there are tangents: it may give more outputs
+        then, which are kept.
     """
 
     reverse: Kernel | Callable[..., list[Array]]
@@ -386,6 +400,7 @@ class Derivative:
     parameters: tuple[str, ...] = ()
     directions: Callable[[Sequence[Any]], Sequence[Any]] | None = None
     without: tuple[int, ...] = ()
+    extended: Callable[..., dict[str, Any]] | None = None
 
 
 class _Parts(NamedTuple):
@@ -493,7 +508,6 @@ def differentiate(kernel: Kernel, rule: Derivative) -> None:
                 primals, tangents, given=given, threads=threads, **parameters
             )
             return values, found
-        values = forward.bind(*primals, given=given, threads=threads, **parameters)
         by_input = spread(tangents, given)
         directions = (
             [by_input[place] for place in rule.moves]
@@ -501,9 +515,14 @@ def differentiate(kernel: Kernel, rule: Derivative) -> None:
             else rule.directions(by_input)
         )
         moved = tuple(t is not None and type(t) is not ad.Zero for t in directions)
+        inputs = spread(primals, given)
+        asked = kernel.plan(*inputs, **parameters).outputs
+        if rule.extended is not None and any(moved):
+            parameters = rule.extended(moved, parameters)
+        values = forward.bind(*primals, given=given, threads=threads, **parameters)
         if not any(moved):
             return values, [_no_tangent(value) for value in values]
-        outputs = kernel.plan(*spread(primals, given), **parameters).outputs
+        outputs = kernel.plan(*inputs, **parameters).outputs
         results = spread(values, [output is not None for output in outputs])
         left = iter(
             linear.bind(
@@ -515,11 +534,16 @@ def differentiate(kernel: Kernel, rule: Derivative) -> None:
                 **parameters,
             )
         )
-        return values, [
-            next(left) if place in rule.results else _no_tangent(value)
+        directions = [
+            None
+            if value is None
+            else next(left)
+            if place in rule.results
+            else _no_tangent(value)
             for place, value in enumerate(results)
-            if value is not None
         ]
+        shown = [place for place, output in enumerate(asked) if output is not None]
+        return [results[i] for i in shown], [directions[i] for i in shown]
 
     ad.primitive_jvps[forward] = jvp
 

@@ -16,6 +16,15 @@ from subquad._backends.torch.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.torch.factors import (
+    csr_product,
+    csr_product_vjp,
+    csr_transpose,
+    factor_values,
+    factor_values_vjp,
+    sparse_factor_product,
+    sparse_factor_product_vjp,
+)
 from subquad._backends.torch.features import (
     hadamard_transform,
     log_features,
@@ -48,6 +57,11 @@ __all__ = [
     "attention_step",
     "component_scatter",
     "component_sums",
+    "csr_product",
+    "csr_product_vjp",
+    "csr_transpose",
+    "factor_values",
+    "factor_values_vjp",
     "gaussian_log_normalizer",
     "gaussian_log_normalizer_vjp",
     "gaussian_score_moments",
@@ -71,6 +85,8 @@ __all__ = [
     "sample_residuals",
     "signed_logcumsumexp",
     "signed_logcumsumexp_vjp",
+    "sparse_factor_product",
+    "sparse_factor_product_vjp",
     "takes",
     "trigonometric_features",
 ]

@@ -301,6 +301,7 @@ def define(
     jvp: Callable[..., Any] | None = None,
     constants: Sequence[int] = (),
     saved_results: Sequence[int] = (),
+    spared: Callable[[Sequence[bool]], Sequence[int]] = lambda _: (),
 ) -> Callable[..., Any]:
     """Define an operator and return what calls it.
 
@@ -322,6 +323,9 @@ def define(
         Places of the results that have no gradient.
     saved_results : sequence of int
         Places of the results that `backward` wants.
+    spared : callable
+        Of which arguments need gradients, returns the places of those tensors that
+        `backward` does without: it finds their shapes there.
     """
     name = schema.partition("(")[0]
     OPERATORS.define(schema)
@@ -338,14 +342,21 @@ def define(
             if place in constants or is_filling(array)
         ]
         ctx.mark_non_differentiable(*fixed)
-        is_tensor = [isinstance(value, torch.Tensor) for value in inputs]
+        without = spared(ctx.needs_input_grad)
+        kept = [
+            tuple(value.shape)
+            if place in without and isinstance(value, torch.Tensor)
+            else value
+            for place, value in enumerate(inputs)
+        ]
+        is_tensor = [isinstance(value, torch.Tensor) for value in kept]
         ctx.is_tensor = is_tensor
         ctx.others = [
             None if is_one else value
-            for value, is_one in zip(inputs, is_tensor, strict=True)
+            for value, is_one in zip(kept, is_tensor, strict=True)
         ]
         tensors = [
-            value for value, is_one in zip(inputs, is_tensor, strict=True) if is_one
+            value for value, is_one in zip(kept, is_tensor, strict=True) if is_one
         ]
         results = [output[place] for place in saved_results]
         ctx.save_for_backward(*tensors, *results)

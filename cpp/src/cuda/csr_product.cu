@@ -1,0 +1,340 @@
+// Products of a sparse matrix in compressed rows with a dense one, and their reverse.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "factors.cuh"
+
+namespace subquad::cuda {
+namespace {
+
+// Where the elements of a matrix's rows lie. What an index out of range would lead to is left out.
+template <class Index>
+struct csr_rows {
+  vector_view<const Index> indices;
+  vector_view<const Index> indptr;
+  std::int64_t rows;
+  std::int64_t columns;
+  std::int64_t nnz;
+
+  csr_rows(const csr_sizes& size, const array_view& index_array, const array_view& starts)
+      : indices(vector_at<const Index>(index_array, 0)),
+        indptr(vector_at<const Index>(starts, 0)),
+        rows(size.rows),
+        columns(size.columns),
+        nnz(size.nnz) {}
+
+  SUBQUAD_DEVICE std::int64_t start(std::int64_t row) const {
+    const std::int64_t at = indptr[row];
+    return at < 0 ? 0 : at > nnz ? nnz : at;
+  }
+  SUBQUAD_DEVICE std::int64_t column(std::int64_t element) const {
+    const std::int64_t at = indices[element];
+    return at >= 0 && at < columns ? at : -1;
+  }
+};
+
+enum product_array { kProductX, kAddend, kProductOut, kProductArrays };
+
+// out_i = scale sum_e data_e x_(indices_e) + addend_i. A row is of `lanes` * `slots` neighbouring
+// lanes: kChannels channels to a lane, and every slots-th element of the row; the slots' sums are
+// added by halves. A row of more than kLong elements is a whole block's: its warps' sums are added
+// in their order. Shapes and the matrix determine the order of all sums; with p elements in a row
+// the error is at most (p + 1) u |scale| sum_e |data_e x_e| + u |out|, u = 2^-24 or 2^-53.
+template <class T, class Index>
+struct csr_product_kernel {
+  static constexpr int kThreads = 256;
+  static constexpr int kBlocks = 3;
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kWidth = kChannels<T>;
+  static constexpr int kElements = 4;  // whose loads are under way at a time
+  static constexpr std::int64_t kLong = 512;
+  using block = channels<T, kWidth>;
+  struct shared_memory {
+    std::int64_t offsets[kProductArrays];
+    std::int64_t starts[kThreads + 1];  // of the block's rows
+    block sums[kWarps][kWarp];
+  };
+
+  csr_rows<Index> matrix;
+  vector_view<const T> data;
+  channel_view<const T> x;
+  channel_view<const T> addend;  // optional
+  channel_view<T> out;
+  batches<kProductArrays> batch;
+  std::int64_t tiles;
+  T scale;
+  int d;
+  int lanes;
+  int slots;
+  int parts;  // of the channels, each lanes * kWidth of them
+
+  SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int rows_of_block = kThreads / (lanes * slots);
+    const std::int64_t b = blockIdx.x / parts / tiles;
+    const std::int64_t first_row = blockIdx.x / parts % tiles * rows_of_block;
+    if (thread < kProductArrays) shared.offsets[thread] = batch.offset(thread, b);
+    for (int i = thread; i <= rows_of_block; i += kThreads) {
+      shared.starts[i] =
+          first_row + i <= matrix.rows ? matrix.start(first_row + i) : std::int64_t{0};
+    }
+    __syncthreads();
+    const int channel = (static_cast<int>(blockIdx.x % parts) * lanes + thread % lanes) * kWidth;
+    const channel_view<const T> from = x.from(shared.offsets[kProductX]);
+    const int mine = thread / (lanes * slots);
+    const bool is_long =
+        first_row + mine < matrix.rows && shared.starts[mine + 1] - shared.starts[mine] > kLong;
+    const bool any_long = __syncthreads_or(is_long) != 0;
+    // At first all rows but the long ones, then these one by one, in one piece of code.
+    SUBQUAD_NO_UNROLL
+    for (int turn = -1; turn < (any_long ? rows_of_block : 0); ++turn) {
+      const bool is_whole = turn >= 0;
+      const int own = is_whole ? turn : mine;
+      const std::int64_t start = shared.starts[own];
+      const std::int64_t end = shared.starts[own + 1];
+      const bool exists = first_row + own < matrix.rows && is_whole == (end - start > kLong);
+      if (is_whole && !exists) continue;
+      const int slot = thread / lanes % (is_whole ? kThreads : slots);
+      block total = block::zero();
+      if (exists && channel < d) {
+        add_elements(total, from, start + slot, end, is_whole ? kThreads / lanes : slots, channel);
+      }
+      add_lanes(total, is_whole ? kWarp / lanes : slots);
+      if (is_whole) {
+        __syncthreads();
+        shared.sums[thread / kWarp][thread % kWarp] = total;
+        __syncthreads();
+        for (int warp = 1; warp < kWarps; ++warp) total.add(shared.sums[warp][thread % lanes]);
+      }
+      if (exists && slot == 0 && channel < d) finish(total, first_row + own, channel, shared);
+    }
+  }
+
+  SUBQUAD_DEVICE void add_elements(block& total, const channel_view<const T>& from,
+                                   std::int64_t start, std::int64_t end, int step,
+                                   int channel) const {
+    for (std::int64_t first = start; first < end; first += kElements * step) {
+      std::int64_t columns[kElements];
+      T factors[kElements];
+      block terms[kElements];
+      SUBQUAD_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        const std::int64_t at = first + e * step;
+        columns[e] = at < end ? matrix.column(at) : -1;
+        if (columns[e] >= 0) factors[e] = data[at];
+      }
+      SUBQUAD_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        if (columns[e] >= 0) from.load(terms[e], columns[e], channel, d);
+      }
+      SUBQUAD_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        if (columns[e] >= 0) total.add(factors[e], terms[e]);
+      }
+    }
+  }
+
+  // The sum over `count` lanes that have the same channels, to all of them.
+  SUBQUAD_DEVICE void add_lanes(block& total, int count) const {
+    for (int flip = lanes; flip < lanes * count; flip *= 2) {
+      SUBQUAD_UNROLL
+      for (int c = 0; c < kWidth; ++c) {
+        total.values[c] += __shfl_xor_sync(0xffffffffu, total.values[c], flip);
+      }
+    }
+  }
+
+  SUBQUAD_DEVICE void finish(const block& total, std::int64_t row, int channel,
+                             const shared_memory& shared) const {
+    block result;
+    block more = block::zero();
+    if (addend) addend.from(shared.offsets[kAddend]).load(more, row, channel, d);
+    SUBQUAD_UNROLL
+    for (int c = 0; c < kWidth; ++c) {
+      result.values[c] =
+          addend ? fma(scale, total.values[c], more.values[c]) : scale * total.values[c];
+    }
+    out.from(shared.offsets[kProductOut]).store(result, row, channel, d);
+  }
+};
+
+template <class T, class Index>
+void csr_product_as(const csr_call& call, const array_view& data, const array_view& indices,
+                    const array_view& indptr, const array_view& x, const array_view* addend,
+                    double scale, const array_view& out) {
+  using kernel = csr_product_kernel<T, Index>;
+  constexpr int kWidth = kernel::kWidth;
+  const csr_sizes& size = call.size;
+  if (size.d == 0) return;
+  const auto batch = batches_of<kProductArrays>(call.shape, {{&x, 2}, {addend, 2}, {&out, 2}});
+  const int lanes = lanes_of_channels(size.d, kWidth);
+  // As many elements at a time as rows have, in the mean.
+  int slots = 1;
+  while (lanes * slots < kWarp && slots * size.rows < size.nnz) slots *= 2;
+  const std::int64_t tiles = divide_up(size.rows, kernel::kThreads / (lanes * slots));
+  const auto parts = static_cast<int>(divide_up(size.d, std::int64_t{lanes} * kWidth));
+  launch(size.batch * tiles * parts,
+         kernel{csr_rows<Index>(size, indices, indptr), vector_at<const T>(data, 0),
+                channels_of<const T>(&x, batch, kProductX, kWidth),
+                channels_of<const T>(addend, batch, kAddend, kWidth),
+                channels_of<T>(&out, batch, kProductOut, kWidth), batch, tiles,
+                static_cast<T>(scale), static_cast<int>(size.d), lanes, slots, parts});
+}
+
+enum csr_dots_array { kDotsGrad, kDotsX, kDotsArrays };
+
+// grad_data_e = sum over batches of grad_i . x_(indices_e), i the row of e; 0 where an index is out
+// of range. An element is of `lanes` neighbouring lanes, of which each sums up kChannels channels
+// at a time of all batches in their order; lanes are added by halves. The error is at most
+// B d u sum |grad x|, u = 2^-24 or 2^-53.
+template <class T, class Index>
+struct csr_dots_kernel {
+  static constexpr int kThreads = 256;
+  static constexpr int kBlocks = 4;
+  static constexpr int kTurns = 8;  // elements of a lane
+  static constexpr int kWidth = kChannels<T>;
+  using block = channels<T, kWidth>;
+  struct shared_memory {
+    std::int64_t rows[kThreads];  // of the block's elements, -1: none
+    std::int64_t columns[kThreads];
+    std::int64_t offsets[kDotsArrays];
+    T dots[kThreads];
+  };
+
+  csr_rows<Index> matrix;
+  channel_view<const T> grad;
+  channel_view<const T> x;
+  vector_view<T> grad_data;
+  batches<kDotsArrays> batch;
+  std::int64_t n_batches;
+  int d;
+  int lanes;
+
+  // At most one to a thread, whose row that thread finds.
+  static int elements_of_block(int lanes) { return kThreads / lanes * std::min(kTurns, lanes); }
+
+  SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int turns = lanes < kTurns ? lanes : kTurns;
+    const int elements = kThreads / lanes * turns;
+    const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * elements + thread;
+    const bool exists = thread < elements && own < matrix.nnz;
+    shared.columns[thread] = exists ? matrix.column(own) : -1;
+    shared.rows[thread] = exists ? row_of(own) : -1;
+    const int lane = thread % lanes;
+    T dots[kTurns];
+    SUBQUAD_UNROLL
+    for (auto& dot : dots) dot = T(0);
+    for (std::int64_t b = 0; b < n_batches; ++b) {
+      __syncthreads();
+      if (thread < kDotsArrays) shared.offsets[thread] = batch.offset(thread, b);
+      __syncthreads();
+      const channel_view<const T> left = grad.from(shared.offsets[kDotsGrad]);
+      const channel_view<const T> right = x.from(shared.offsets[kDotsX]);
+      SUBQUAD_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        if (turn >= turns) break;
+        const int element = turn * (kThreads / lanes) + thread / lanes;
+        if (shared.rows[element] < 0 || shared.columns[element] < 0) continue;
+        for (int channel = lane * kWidth; channel < d; channel += lanes * kWidth) {
+          block a;
+          block c;
+          left.load(a, shared.rows[element], channel, d);
+          right.load(c, shared.columns[element], channel, d);
+          SUBQUAD_UNROLL
+          for (int w = 0; w < kWidth; ++w) dots[turn] = fma(a.values[w], c.values[w], dots[turn]);
+        }
+      }
+    }
+    SUBQUAD_UNROLL
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if (turn >= turns) break;
+      T dot = dots[turn];
+      for (int flip = 1; flip < lanes; flip *= 2) dot += __shfl_xor_sync(0xffffffffu, dot, flip);
+      if (lane == 0) shared.dots[turn * (kThreads / lanes) + thread / lanes] = dot;
+    }
+    __syncthreads();
+    if (exists) grad_data[own] = shared.dots[thread];
+  }
+
+  // The last row that starts at the element or before it; -1 where it ends before it, too.
+  SUBQUAD_DEVICE std::int64_t row_of(std::int64_t element) const {
+    std::int64_t below = -1;
+    std::int64_t above = matrix.rows;
+    while (above - below > 1) {
+      const std::int64_t middle = below + (above - below) / 2;
+      if (matrix.start(middle) <= element) {
+        below = middle;
+      } else {
+        above = middle;
+      }
+    }
+    return below >= 0 && matrix.start(below + 1) > element ? below : -1;
+  }
+};
+
+template <class T, class Index>
+void csr_product_vjp_as(const csr_call& call, const array_view& grad, const array_view& indices,
+                        const array_view& indptr, const array_view& x,
+                        const array_view& grad_data) {
+  using kernel = csr_dots_kernel<T, Index>;
+  const csr_sizes& size = call.size;
+  const auto batch = batches_of<kDotsArrays>(call.shape, {{&grad, 2}, {&x, 2}});
+  const int lanes = lanes_of_channels(size.d, kernel::kWidth);
+  launch(divide_up(size.nnz, kernel::elements_of_block(lanes)),
+         kernel{csr_rows<Index>(size, indices, indptr),
+                channels_of<const T>(&grad, batch, kDotsGrad, kernel::kWidth),
+                channels_of<const T>(&x, batch, kDotsX, kernel::kWidth), vector_at<T>(grad_data, 0),
+                batch, size.batch, static_cast<int>(size.d), lanes});
+}
+
+void check_channels(std::int64_t d) {
+  if (d > kMostLength) {
+    throw invalid_argument("x: expected at most 2^30 channels on CUDA, got " + std::to_string(d));
+  }
+}
+
+}  // namespace
+}  // namespace subquad::cuda
+
+namespace subquad::core {
+
+std::size_t csr_product_workspace(std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                                  std::int64_t, std::int64_t) {
+  return workspace_layout().size();
+}
+
+void csr_product(const array_view& data, const array_view& indices, const array_view& indptr,
+                 const array_view& x, const array_view* addend, double scale, const array_view& out,
+                 const array_view&) {
+  const csr_call call = check_csr_product(data, indices, indptr, x, addend, out);
+  cuda::check_channels(call.size.d);
+  const bool is_float = data.type == dtype::float32;
+  const bool is_short = indices.type == dtype::int32;
+  (is_float   ? is_short ? cuda::csr_product_as<float, std::int32_t>
+                         : cuda::csr_product_as<float, std::int64_t>
+   : is_short ? cuda::csr_product_as<double, std::int32_t>
+              : cuda::csr_product_as<double, std::int64_t>)(call, data, indices, indptr, x, addend,
+                                                            scale, out);
+}
+
+std::size_t csr_product_vjp_workspace(std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                                      std::int64_t, std::int64_t) {
+  return workspace_layout().size();
+}
+
+void csr_product_vjp(const array_view& grad, const array_view& indices, const array_view& indptr,
+                     const array_view& x, const array_view& grad_data, const array_view&) {
+  const csr_call call = check_csr_product_vjp(grad, indices, indptr, x, grad_data);
+  cuda::check_channels(call.size.d);
+  const bool is_float = grad_data.type == dtype::float32;
+  const bool is_short = indices.type == dtype::int32;
+  (is_float ? is_short ? cuda::csr_product_vjp_as<float, std::int32_t>
+                       : cuda::csr_product_vjp_as<float, std::int64_t>
+   : is_short
+       ? cuda::csr_product_vjp_as<double, std::int32_t>
+       : cuda::csr_product_vjp_as<double, std::int64_t>)(call, grad, indices, indptr, x, grad_data);
+}
+
+}  // namespace subquad::core
