@@ -177,6 +177,24 @@ inline void require_shape(const array_view& array, const char* name, const char*
   }
 }
 
+// The shape of another array, element for element.
+inline void require_same_shape(const array_view& array, const array_view& like, const char* name,
+                               const char* like_name) {
+  bool same = array.ndim == like.ndim;
+  for (std::int32_t i = 0; same && i < like.ndim; ++i) same = array.shape[i] == like.shape[i];
+  if (!same) {
+    throw invalid_argument(std::string(name) + ": expected the shape of " + like_name + ", " +
+                           shape_text(like.shape, like.ndim) + ", got " +
+                           shape_text(array.shape, array.ndim));
+  }
+}
+
+inline void require_segments(const array_view* segments, std::int64_t n) {
+  if (segments == nullptr) return;
+  require_dtype(*segments, dtype::int64, "segments");
+  require_shape(*segments, "segments", "(n,)", {n});
+}
+
 template <class T>
 vector_view<T> vector_at(const array_view& array, std::int64_t offset) {
   return {static_cast<T*>(array.data) + offset, array.strides[array.ndim - 1]};

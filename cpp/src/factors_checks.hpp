@@ -44,10 +44,7 @@ inline factor_chain check_factor_chain(const array_view& values, const array_vie
   require_length(x, 2, n, "x", "(..., n, d)");
   chain.shape.include(values, 3, "values");
   chain.shape.include(x, 2, "x");
-  if (segments != nullptr) {
-    require_dtype(*segments, dtype::int64, "segments");
-    require_shape(*segments, "segments", "(n,)", {n});
-  }
+  require_segments(segments, n);
   chain.size = {chain.shape.count(), length_from_end(values, 3), n, length_from_end(values, 1),
                 length_from_end(x, 1)};
   if (offsets == nullptr && chain.size.n_factors * chain.size.k > 0) {
@@ -184,20 +181,11 @@ inline factor_networks check_factor_values(const array_view& x, const array_view
   return networks;
 }
 
-// The shape of another array, element for element.
 inline void require_gradient_of(const array_view* gradient, const array_view& array,
-                                const char* name) {
+                                const char* name, const char* array_name) {
   if (gradient == nullptr) return;
   require_dtype(*gradient, array.type, name);
-  bool same = gradient->ndim == array.ndim;
-  for (std::int32_t i = 0; same && i < array.ndim; ++i) {
-    same = gradient->shape[i] == array.shape[i];
-  }
-  if (!same) {
-    throw invalid_argument(std::string(name) + ": expected shape " +
-                           shape_text(array.shape, array.ndim) + ", got " +
-                           shape_text(gradient->shape, gradient->ndim));
-  }
+  require_same_shape(*gradient, array, name, array_name);
 }
 
 // The gradient of bias_out has the shape (own batch, M, K), that of weight_out without h.
@@ -217,9 +205,9 @@ inline factor_networks check_factor_values_vjp(
     require_length(*grad_x, 1, networks.size.d, "grad_x", "(..., n, d)");
     networks.shape.require(*grad_x, 2, "grad_x");
   }
-  require_gradient_of(grad_weight_in, weight_in, "grad_weight_in");
-  require_gradient_of(grad_bias_in, bias_in, "grad_bias_in");
-  require_gradient_of(grad_weight_out, weight_out, "grad_weight_out");
+  require_gradient_of(grad_weight_in, weight_in, "grad_weight_in", "weight_in");
+  require_gradient_of(grad_bias_in, bias_in, "grad_bias_in", "bias_in");
+  require_gradient_of(grad_weight_out, weight_out, "grad_weight_out", "weight_out");
   if (grad_bias_out != nullptr) {
     require_dtype(*grad_bias_out, x.type, "grad_bias_out");
     require_rank(*grad_bias_out, 2, "grad_bias_out", "(..., M, K)");

@@ -69,18 +69,6 @@ inline void require_axis(const array_view& array, std::int32_t axis, const char*
   }
 }
 
-// The shape of another array, element for element.
-inline void require_same_shape(const array_view& array, const array_view& like, const char* name,
-                               const char* like_name) {
-  bool same = array.ndim == like.ndim;
-  for (std::int32_t i = 0; same && i < like.ndim; ++i) same = array.shape[i] == like.shape[i];
-  if (!same) {
-    throw invalid_argument(std::string(name) + ": expected the shape of " + like_name + ", " +
-                           shape_text(like.shape, like.ndim) + ", got " +
-                           shape_text(array.shape, array.ndim));
-  }
-}
-
 // The shape of `like` without its axis.
 inline void require_lanes(const array_view* array, const array_view& like, std::int32_t axis,
                           const char* name) {
@@ -104,12 +92,6 @@ inline void require_like(const array_view* array, const array_view& like, const 
   if (array == nullptr) return;
   require_dtype(*array, like.type, name);
   require_same_shape(*array, like, name, like_name);
-}
-
-inline void require_segments(const array_view* segments, std::int64_t n) {
-  if (segments == nullptr) return;
-  require_dtype(*segments, dtype::int64, "segments");
-  require_shape(*segments, "segments", "(n,)", {n});
 }
 
 // Element type, axis, and what a scan with a state has in common.

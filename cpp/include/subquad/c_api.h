@@ -579,7 +579,7 @@ enum {
  *
  * intermediates (B..., max(M - 1, 0), n, d), optional, is an output: v_1 ... v_(M-1).
  * With transpose != 0, out is the transpose of the map from x to v_M, applied to x; there are no
- * intermediates then. The sum of a row is taken in the order of k whatever the number of threads. */
+ * intermediates then. Sums are taken in the order of k whatever the number of threads. */
 SUBQUAD_API size_t subquad_sparse_factor_product_workspace(int64_t batch, int64_t n_factors,
                                                            int64_t n, int64_t k, int64_t d,
                                                            int64_t itemsize, int32_t device);

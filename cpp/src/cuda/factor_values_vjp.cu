@@ -8,7 +8,6 @@
 #include "column_split.cuh"
 #include "factor_values.cuh"
 #include "factors_core.hpp"
-#include "features.cuh"
 #include "launch.cuh"
 
 namespace subquad::cuda {

@@ -203,10 +203,11 @@ struct factor_rows {
   // -1 where there is none.
   SUBQUAD_DEVICE int after(int row, const row_run& run, std::int64_t offset) const {
     if (are_plain()) {
+      const auto length = static_cast<unsigned>(n);
       const auto by = static_cast<unsigned>(offset);
-      const auto place = static_cast<unsigned>(row) + (backwards ? n - by : by);
+      const auto place = static_cast<unsigned>(row) + (backwards ? length - by : by);
       // The smaller one of two, of which one is beyond the rows.
-      const unsigned wrapped = place - n;
+      const unsigned wrapped = place - length;
       return static_cast<int>(place < wrapped ? place : wrapped);
     }
     int by;
@@ -237,70 +238,6 @@ struct offset_table {
     return memory ? memory[index] : values[index];
   }
 };
-
-// ---- launches whose shared memory depends on sizes ---------------------------------------------
-
-// What a block may have on every device, and the most that is ever asked for.
-inline constexpr std::size_t kSharedMemoryEverywhere = 99 * 1024;
-inline constexpr std::size_t kMostSharedMemory = 227 * 1024;
-
-#if defined(__CUDACC__)
-
-inline std::size_t most_shared_memory() {
-  int device = 0;
-  int bytes = 0;
-  detail::check(cudaGetDevice(&device), "asking for the current device");
-  detail::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                "asking for the shared memory of a block");
-  return std::min(static_cast<std::size_t>(bytes), kMostSharedMemory);
-}
-
-namespace detail {
-
-template <class Kernel>
-void prepare_sized_kernel() {
-  check(cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(most_shared_memory())),
-        "loading a kernel");
-}
-
-template <class Kernel>
-struct sized_registration {
-  static const bool kDone;
-};
-template <class Kernel>
-const bool sized_registration<Kernel>::kDone = add_preparation(prepare_sized_kernel<Kernel>);
-
-}  // namespace detail
-
-// A launch with `bytes` of shared memory, of which the kernel's own struct is the beginning.
-template <class Kernel>
-void launch_with_memory(std::int64_t blocks, std::size_t bytes, const Kernel& kernel) {
-  if (blocks <= 0 || !detail::sized_registration<Kernel>::kDone) return;
-  check_blocks(blocks);
-  detail::run<Kernel><<<dim3(static_cast<unsigned>(blocks)), dim3(Kernel::kThreads), bytes,
-                        detail::current_stream()>>>(kernel);
-  detail::check(cudaGetLastError(), "launching a kernel");
-}
-
-#else
-
-inline std::size_t most_shared_memory() { return kSharedMemoryEverywhere; }
-
-template <class Kernel>
-void launch_with_memory(std::int64_t blocks, std::size_t bytes, const Kernel& kernel) {
-  if (blocks <= 0) return;
-  check_blocks(blocks);
-  on_host::run_grid(
-      blocks, Kernel::kThreads, bytes,
-      [](const void* object, void* shared) {
-        (*static_cast<const Kernel*>(object))(
-            *static_cast<typename Kernel::shared_memory*>(shared));
-      },
-      &kernel);
-}
-
-#endif
 
 // ---- chains ------------------------------------------------------------------------------------
 

@@ -81,53 +81,6 @@ struct feature_arguments {
   }
 };
 
-// The fragments of warp_product from value(row, k) and value(column, k), in place of loads.
-template <class Value>
-SUBQUAD_DEVICE void make_left(warp_product<float>::left& to, int lane, Value&& value) {
-  const int g = lane / 4;
-  const int t = lane % 4;
-  warp_product<float>::split(value(g, t), to.high[0], to.low[0]);
-  warp_product<float>::split(value(g + 8, t), to.high[1], to.low[1]);
-  warp_product<float>::split(value(g, t + 4), to.high[2], to.low[2]);
-  warp_product<float>::split(value(g + 8, t + 4), to.high[3], to.low[3]);
-}
-template <class Value>
-SUBQUAD_DEVICE void make_right(warp_product<float>::right& to, int lane, Value&& value) {
-  warp_product<float>::split(value(lane / 4, lane % 4), to.high[0], to.low[0]);
-  warp_product<float>::split(value(lane / 4, lane % 4 + 4), to.high[1], to.low[1]);
-}
-// Left and right.
-template <class Value>
-SUBQUAD_DEVICE void make_left(double& to, int lane, Value&& value) {
-  to = value(lane / 4, lane % 4);
-}
-template <class Value>
-SUBQUAD_DEVICE void make_right(double& to, int lane, Value&& value) {
-  to = value(lane / 4, lane % 4);
-}
-
-// Adds the products of a chunk of the depth to a tile; left(fragment, first row of the warp's, k)
-// and right(fragment, first column of the warp's, k) load what a step needs.
-template <class Tile, class Left, class Right>
-SUBQUAD_DEVICE void multiply_chunk(typename Tile::accumulators& sums, Left&& left, Right&& right) {
-  using warp = typename Tile::warp;
-  // The parts of split operands take the registers that further steps under way would need.
-  [[maybe_unused]] constexpr int kSteps = warp::kIsSplit ? 1 : Tile::kChunk / warp::kDepth;
-  SUBQUAD_UNROLL_BY(kSteps)
-  for (int k = 0; k < Tile::kChunk; k += warp::kDepth) {
-    typename warp::left a[Tile::kTilesDown];
-    SUBQUAD_UNROLL
-    for (int i = 0; i < Tile::kTilesDown; ++i) left(a[i], i * warp::kRows, k);
-    SUBQUAD_UNROLL
-    for (int j = 0; j < Tile::kTilesAcross; ++j) {
-      typename warp::right b;
-      right(b, j * 8, k);
-      SUBQUAD_UNROLL
-      for (int i = 0; i < Tile::kTilesDown; ++i) warp::multiply(sums.values[i][j], a[i], b);
-    }
-  }
-}
-
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth) pack {
   T values[kWidth];

@@ -6,6 +6,7 @@
 #ifndef SUBQUAD_CUDA_LAUNCH_CUH
 #define SUBQUAD_CUDA_LAUNCH_CUH
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -25,6 +26,10 @@ inline void check_blocks(std::int64_t blocks) {
                            std::to_string(blocks));
   }
 }
+
+// What a block may have on every device, and the most that is ever asked for.
+inline constexpr std::size_t kSharedMemoryEverywhere = 99 * 1024;
+inline constexpr std::size_t kMostSharedMemory = 227 * 1024;
 
 #if defined(__CUDACC__)
 
@@ -78,6 +83,43 @@ inline void clear(void* data, std::size_t bytes) {
   }
 }
 
+inline std::size_t most_shared_memory() {
+  int device = 0;
+  int bytes = 0;
+  detail::check(cudaGetDevice(&device), "asking for the current device");
+  detail::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                "asking for the shared memory of a block");
+  return std::min(static_cast<std::size_t>(bytes), kMostSharedMemory);
+}
+
+namespace detail {
+
+template <class Kernel>
+void prepare_sized_kernel() {
+  check(cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(most_shared_memory())),
+        "loading a kernel");
+}
+
+template <class Kernel>
+struct sized_registration {
+  static const bool kDone;
+};
+template <class Kernel>
+const bool sized_registration<Kernel>::kDone = add_preparation(prepare_sized_kernel<Kernel>);
+
+}  // namespace detail
+
+// A launch with `bytes` of shared memory, of which the kernel's own struct is the beginning.
+template <class Kernel>
+void launch_with_memory(std::int64_t blocks, std::size_t bytes, const Kernel& kernel) {
+  if (blocks <= 0 || !detail::sized_registration<Kernel>::kDone) return;
+  check_blocks(blocks);
+  detail::run<Kernel><<<dim3(static_cast<unsigned>(blocks)), dim3(Kernel::kThreads), bytes,
+                        detail::current_stream()>>>(kernel);
+  detail::check(cudaGetLastError(), "launching a kernel");
+}
+
 #else
 
 template <class Kernel>
@@ -91,6 +133,21 @@ void launch(std::int64_t blocks, const Kernel& kernel) {
       blocks, Kernel::kThreads, sizeof(shared_memory),
       [](const void* object, void* shared) {
         (*static_cast<const Kernel*>(object))(*static_cast<shared_memory*>(shared));
+      },
+      &kernel);
+}
+
+inline std::size_t most_shared_memory() { return kSharedMemoryEverywhere; }
+
+template <class Kernel>
+void launch_with_memory(std::int64_t blocks, std::size_t bytes, const Kernel& kernel) {
+  if (blocks <= 0) return;
+  check_blocks(blocks);
+  on_host::run_grid(
+      blocks, Kernel::kThreads, bytes,
+      [](const void* object, void* shared) {
+        (*static_cast<const Kernel*>(object))(
+            *static_cast<typename Kernel::shared_memory*>(shared));
       },
       &kernel);
 }

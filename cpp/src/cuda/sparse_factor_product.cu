@@ -317,14 +317,15 @@ struct factor_chain_kernel {
 
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
     const int thread = static_cast<int>(threadIdx.x);
-    const std::int64_t of_launch = blockIdx.x / groups;
+    const auto block_index = static_cast<std::int64_t>(blockIdx.x);
+    const std::int64_t of_launch = block_index / groups;
     if (thread < kFusedArrays) {
       shared.offsets[thread] = batch.offset(thread, first_batch + of_launch);
     }
     __syncthreads();
     load_offsets(0, shared);
     const int n = pattern.rows.n;
-    const int channel = static_cast<int>(blockIdx.x % groups) * kWidth;
+    const int channel = static_cast<int>(block_index % groups) * kWidth;
     const channel_view<const T> inputs = x.from(shared.offsets[kFusedX]);
     auto* now = reinterpret_cast<block*>(shared.states);
     block* next = now + n;

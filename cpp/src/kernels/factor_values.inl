@@ -11,7 +11,7 @@ namespace subquad {
 namespace SUBQUAD_ISA {
 namespace {
 
-// Rows of x that a block of the reverse holds: sums over rows visit their partial sums once a block.
+// Rows of x that a block of the reverse holds: sums over rows visit partial sums once a block.
 constexpr std::int64_t kBlockRows = 128;
 
 template <int N>
@@ -40,8 +40,8 @@ SUBQUAD_INLINE void with_rows(int rows, F&& f) {
   }
 }
 
-// Rows of the tiles that `count` rows are cut into: those of least work, counting what surrounds the
-// products of a tile as half a row.
+// Rows of the tiles that `count` rows are cut into: those of least work, counting what surrounds
+// the products of a tile as half a row.
 SUBQUAD_INLINE int rows_of_tiles(std::int64_t count) {
   int best = 2;
   std::int64_t least = divide_up(count, 2) * 5;
@@ -170,8 +170,8 @@ SUBQUAD_INLINE void pack_right(matrix_view<const T> from, std::int64_t count, st
   }
 }
 
-// sums[r][c] += sum over rows i of left_ri right_ic, from zero where these are the first rows, for a
-// panel of columns, whose width the rows of sums have; left in panels of kTileColumns rows i,
+// sums[r][c] += sum over rows i of left_ri right_ic, from zero where these are the first rows, for
+// a panel of columns, whose width the rows of sums have; left in panels of kTileColumns rows i,
 // left_stride apart.
 template <class T, int kRows, int kVectors>
 void sum_over_rows(std::int64_t panels, std::int64_t n, const T* left, std::int64_t left_stride,

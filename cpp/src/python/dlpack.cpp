@@ -150,11 +150,12 @@ dtype element_type(const dlpack::data_type& type, const char* name) {
     if (type.code == dlpack::kInt && type.bits == 64) return dtype::int64;
     if (type.code == dlpack::kUint && type.bits == 8) return dtype::uint8;
   }
-  throw py::type_error(std::string(name) +
-                       ": expected elements of type float32, float64, int32, int64, uint8, float16 or "
-                       "bfloat16, got DLPack type code " +
-                       std::to_string(type.code) + " of " + std::to_string(type.bits) +
-                       " bits and " + std::to_string(type.lanes) + " lanes");
+  throw py::type_error(
+      std::string(name) +
+      ": expected elements of type float32, float64, int32, int64, uint8, float16 or "
+      "bfloat16, got DLPack type code " +
+      std::to_string(type.code) + " of " + std::to_string(type.bits) + " bits and " +
+      std::to_string(type.lanes) + " lanes");
 }
 
 }  // namespace
