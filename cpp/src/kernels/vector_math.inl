@@ -437,8 +437,8 @@ SUBQUAD_INLINE vec<double> half_exp_fraction(vec<double> r) {
 }
 
 // Q(t) exp(t^2 / 2) as a fraction, Q(t) the probability that a normal variable exceeds t, for t
-// from 0 to the bound of gelu: relative errors 6.7e-9 and 1.0e-18. No coefficient is negative: the sums
-// are as accurate as their terms.
+// from 0 to the bound of gelu: relative errors 6.7e-9 and 1.0e-18. No coefficient is negative, so
+// that the sums are as accurate as their terms.
 SUBQUAD_INLINE vec<float> normal_tail_numerator(vec<float> t) {
   vec<float> p = broadcast(0x1.0e193p-8f);
   p = p * t + 0x1.4d4804p-5f;
