@@ -28,10 +28,10 @@ struct factor_networks_task {
 };
 
 // out_mi = weight_out_m gelu(z_mi) + bias_out_m, z_mi = weight_in_m x_i + bias_in_m.
-// Sums in T, from the bias on, in the order of d and of h: z is within (d + 1) eps / 2 of its terms'
-// magnitudes added up, gelu within 12 ulp of its argument's, out within (h + 1) eps / 2 of its
-// terms' magnitudes added up. What a row of x holds reaches its own rows of out only. No output may
-// share memory with an input.
+// Sums in T, from the bias on, in the order of d and of h: z is within (d + 1) eps / 2 of its
+// terms' magnitudes added up, gelu within 12 ulp of its argument's, out within (h + 1) eps / 2 of
+// its terms' magnitudes added up. What a row of x holds reaches its own rows of out only. No output
+// may share memory with an input.
 template <class T>
 struct factor_values_task {
   factor_networks_task<T> networks;  // packed by pack
