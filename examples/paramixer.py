@@ -336,28 +336,44 @@ def train(
     return outcome
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a number of the command line."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            message = f"must be at least {least}, got {text}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     result.add_argument(
         "--task", choices=("adding", "order", "fashion", "digits"), default="adding"
     )
-    result.add_argument("--length", type=int, default=128, help="of adding and order")
+    result.add_argument(
+        "--length", type=at_least(2), default=128, help="of adding and order"
+    )
     result.add_argument("--pattern", choices=("chord", "cdil"), default="chord")
     result.add_argument(
         "--residual", choices=("none", "step", "input"), default="input"
     )
     result.add_argument("--head", choices=("flatten", "mean"), default="flatten")
-    result.add_argument("--steps", type=int, default=1000)
-    result.add_argument("--every", type=int, default=250, help="steps between errors")
+    result.add_argument("--steps", type=at_least(1), default=1000)
+    result.add_argument(
+        "--every", type=at_least(1), default=250, help="steps between errors"
+    )
     result.add_argument(
         "--until", type=float, default=0.0, help="per cent of errors to stop at"
     )
     result.add_argument(
-        "--unseen", type=int, default=1000, help="sequences of each error"
+        "--unseen", type=at_least(1), default=1000, help="sequences of each error"
     )
-    result.add_argument("--batch", type=int, default=40)
-    result.add_argument("--width", type=int, default=32)
+    result.add_argument("--batch", type=at_least(1), default=40)
+    result.add_argument("--width", type=at_least(1), default=32)
     result.add_argument("--data", type=Path, default=FASHION, help="of fashion")
     result.add_argument(
         "--no-softmax", action="store_true", help="train no softmax attention"

@@ -788,3 +788,84 @@ def test_the_reference_can_be_traced():
         # A compiler may join a product and a sum, of a few dozen terms each.
         scale = np.abs(b).max()
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * scale)
+
+
+def test_entries_that_no_row_holds_count_for_nothing():
+    """`indptr` may begin behind the first entry, and end before the last one."""
+    data, indices = np.array([10.0, 2.0, 3.0]), np.array([0, 2, 1])
+    x, grad = np.arange(6.0).reshape(3, 2), np.ones((3, 2))
+    for indptr in ([1, 2, 2, 3], [0, 2, 2, 2], [1, 1, 2, 2], [2, 2, 2, 2]):
+        places = np.array(indptr)
+        used = np.zeros((3, 3))
+        for i in range(3):
+            for e in range(places[i], places[i + 1]):
+                used[i, indices[e]] += data[e]
+        matrix = (data, indices, places)
+        np.testing.assert_array_equal(sq.csr_product(*matrix, x), used @ x)
+        turned = sq.csr_transpose(*matrix, 3)
+        np.testing.assert_array_equal(sq.csr_product(*turned, x), used.T @ x)
+        in_data, in_x = sq.vjp.csr_product(grad, *matrix, x)
+        np.testing.assert_array_equal(in_x, used.T @ grad)
+        kept = (np.arange(3) >= places[0]) & (np.arange(3) < places[-1])
+        assert ((in_data != 0) <= kept).all()
+        plain = reference.csr_product(*matrix, x, None, 1.0, None)
+        np.testing.assert_array_equal(plain, used @ x)
+        needs = (True, False, False)
+        found = reference.csr_product_vjp(grad, *matrix, x, None, 1.0, None, needs)
+        np.testing.assert_array_equal(found[0], in_data)
+
+
+def test_a_transpose_looks_at_its_indices():
+    data = np.ones(3)
+    for indices in ([0, -1, 1], [0, 3, 1]):
+        with pytest.raises(ValueError, match="indices must be at least 0 and less"):
+            sq.csr_transpose(data, np.array(indices), np.array([0, 2, 2, 3]), 3)
+    for indptr in ([0, 3, 1, 3], [-1, 0, 1, 3], [0, 1, 2, 4]):
+        with pytest.raises(ValueError, match="indptr must not decrease"):
+            sq.csr_transpose(data, np.array([0, 2, 1]), np.array(indptr), 3)
+
+
+def test_indices_of_foreign_byte_order():
+    data, x = np.array([1.0, 2.0, 3.0]), np.eye(3)
+    indices, indptr = np.array([0, 2, 1], ">i4"), np.array([0, 2, 2, 3], ">i4")
+    expected = sq.csr_product(data, indices.astype(int), indptr.astype(int), x)
+    np.testing.assert_array_equal(sq.csr_product(data, indices, indptr, x), expected)
+
+
+def test_a_gradient_is_not_the_array_that_came():
+    data, indices, indptr = np.ones(3), np.array([0, 2, 1]), np.array([0, 1, 2, 3])
+    grad = np.ones((3, 3))
+    x = addend = np.eye(3)
+    found = sq.vjp.csr_product(grad, data, indices, indptr, x, addend=addend)
+    assert not np.shares_memory(found[2], grad)
+
+
+def test_numbers_beyond_64_bits():
+    x = np.ones((5, 2))
+    with pytest.raises(ValueError, match="offsets of 64 bits at most .* K = 65"):
+        sq.sparse_factor_product(np.ones((1, 5, 65)), x)
+    with pytest.raises(ValueError, match="K = 3 in factor 63"):
+        sq.sparse_factor_product(np.ones((70, 5, 3)), x, pattern="cdil")
+    matrix = (np.ones(1), np.zeros(1, int), np.array([0, 1]))
+    with pytest.raises(ValueError, match="scale must be within the range"):
+        sq.csr_product(*matrix, np.ones((1, 1)), scale=10**400)
+
+
+def test_ranges_are_offsets():
+    values, x = np.ones((2, 5, 3)), np.eye(5)
+    expected = sq.sparse_factor_product(values, x, pattern=[0, 1, 2])
+    for pattern in (range(3), [range(3), range(3)]):
+        found = sq.sparse_factor_product(values, x, pattern=pattern)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(TypeError, match="got ndarray of float64"):
+        sq.sparse_factor_product(values, x, pattern=np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    "offset", [2**31, -(2**31) - 1, 2**40 + 1, -(2**63), 3 * 10**9]
+)
+def test_remainders_in_32_bits(offset):
+    lengths = np.array([1, 2, 3, 7, 1000, 2**20], np.int32)
+    found = reference._remainder(np, offset, lengths, 2**20)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, [offset % int(n) for n in lengths])

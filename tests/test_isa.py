@@ -152,3 +152,75 @@ def test_setting_the_level():
     with pytest.raises(ValueError, match="v9"):
         sq.set_isa("v9")
     assert sq.get_isa() == before
+
+
+def test_workspaces_serve_every_level():
+    """What asks for one may run later, at a level that was selected meanwhile."""
+    sizes = {
+        "factor_values_workspace": (1, 3, 100, 20, 17, 5, 4, 0),
+        "factor_values_vjp_workspace": (1, 3, 100, 20, 17, 5, 4, 0),
+        "log_features_workspace": (1, 100, 33, 20, 0, 4, 0),
+    }
+    from subquad import _core
+
+    before = sq.get_isa()
+    try:
+        found = set()
+        for level in levels():
+            sq.set_isa(level)
+            found.add(tuple(getattr(_core, f)(*size) for f, size in sizes.items()))
+    finally:
+        sq.set_isa(before)
+    assert len(found) == 1
+
+
+CHANGES = r"""
+import threading
+import time
+import numpy as np
+import subquad as sq
+from subquad import _core
+
+levels = _core.isa_levels()
+rng = np.random.default_rng(0)
+# Rows of 20 numbers: whole vectors at one level, and not at another.
+x = rng.standard_normal((500, 7, 20)).astype(np.float32)
+values = rng.standard_normal((500, 4, 7, 3)).astype(np.float32)
+weights = [rng.standard_normal(s).astype(np.float32)
+           for s in [(4, 17, 20), (4, 17), (4, 3, 17), (4, 3)]]
+calls = [
+    lambda: sq.sparse_factor_product(values, x, pattern=[0, 1, 2]),
+    lambda: sq.factor_values(x, weights),
+    lambda: sq.log_features(x, weights[0][0], weights[1][0], None),
+]
+expected = [call() for call in calls]
+stop = threading.Event()
+
+def change():
+    while not stop.is_set():
+        sq.set_isa(levels[0])
+        sq.set_isa(levels[-1])
+
+thread = threading.Thread(target=change)
+thread.start()
+try:
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        for call, first in zip(calls, expected):
+            np.testing.assert_allclose(call(), first, rtol=1e-3, atol=1e-3)
+finally:
+    stop.set()
+    thread.join()
+"""
+
+
+def test_level_changed_during_calls():
+    """A call packs and reads memory at one level from its beginning to its end."""
+    run = subprocess.run(
+        [sys.executable, "-c", CHANGES],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

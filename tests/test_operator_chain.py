@@ -464,5 +464,27 @@ def test_shapes_that_do_not_fit_are_refused():
         chain @ [1.0] * 5
 
 
+def test_what_inference_took_along_serves_gradients():
+    torch = pytest.importorskip("torch")
+    matrix = sparse()
+    chain = OperatorChain([matrix])
+    x = torch.ones(N, 2, dtype=torch.float64)
+    with torch.inference_mode():
+        chain @ x
+        chain.T @ x
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad((chain @ x).sum(), x)
+    expected = matrix.T @ np.ones((matrix.shape[0], 2))
+    np.testing.assert_allclose(grad.numpy(), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_entries_of_another_type_are_rounded():
+    matrix = scipy_sparse.csr_array(np.array([[1 / 3, 0.0], [0.0, 1 / 7]]))
+    chain = OperatorChain(matrix).astype("float32")
+    expected = chain.matrices[0] @ np.ones(2)
+    np.testing.assert_array_equal(chain @ np.ones(2), expected.astype(np.float32))
+    np.testing.assert_array_equal((chain @ np.ones(2))[0], np.float32(1 / 3))
+
+
 def test_the_package_has_it():
     assert sq.OperatorChain is OperatorChain

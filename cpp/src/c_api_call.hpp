@@ -7,6 +7,7 @@
 #ifndef SUBQUAD_C_API_CALL_HPP
 #define SUBQUAD_C_API_CALL_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -191,6 +192,7 @@ subquad_status run(symbol<F> function, const char* first, Body&& body, const sub
                              std::to_string(n_threads));
     }
     const scoped_thread_limit limit(n_threads);
+    const scoped_isa isa(current_isa());
     body(common);
   });
 #endif
@@ -201,11 +203,20 @@ subquad_status run(symbol<F> function, const char* first, Body&& body, const sub
 template <class F, class Count, class... Sizes>
 std::size_t workspace_size(symbol<F> function, Count&& count, std::int32_t device,
                            Sizes... sizes) noexcept {
-  if (device == static_cast<std::int32_t>(kHome.device)) return count(sizes...);
 #if defined(SUBQUAD_FOR_CUDA)
   static_cast<void>(function);
-  return 0;
+  return device == static_cast<std::int32_t>(kHome.device) ? count(sizes...) : 0;
 #else
+  if (device == static_cast<std::int32_t>(kHome.device)) {
+    // The call may run at another level than the one selected now: what JAX has compiled outlives
+    // a change of it.
+    std::size_t most = 0;
+    for (int i = 0; i < isa_level_count(); ++i) {
+      const scoped_isa isa(isa_level_at(i));
+      most = std::max<std::size_t>(most, count(sizes...));
+    }
+    return most;
+  }
   if (device != SUBQUAD_CUDA) return 0;
   F served = nullptr;
   guarded(nullptr, [&] { served = served_by_cuda(function); });

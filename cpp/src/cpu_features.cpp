@@ -98,7 +98,19 @@ isa_level best_isa() noexcept {
   return isa_level_at(count > 0 ? count - 1 : 0);
 }
 
-isa_level current_isa() noexcept { return selected_level().load(std::memory_order_relaxed); }
+namespace {
+thread_local int scoped_level = 0;
+}  // namespace
+
+isa_level current_isa() noexcept {
+  if (scoped_level != 0) return static_cast<isa_level>(scoped_level);
+  return selected_level().load(std::memory_order_relaxed);
+}
+
+scoped_isa::scoped_isa(isa_level level) noexcept : previous_(scoped_level) {
+  scoped_level = static_cast<int>(level);
+}
+scoped_isa::~scoped_isa() { scoped_level = previous_; }
 
 void select_isa(std::string_view name) {
   isa_level level{};

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 
 #include "arguments.hpp"
@@ -35,9 +36,11 @@ const csr_directions<T, I>& directions() {
 // time, below it costs up to a tenth.
 constexpr double kCaches = 16 << 20;
 
-// Non-zeros and rows of a task, from d alone: about 20 us of work where x lies in the caches.
-std::int64_t weight_of_task(std::int64_t d) {
-  return std::max<std::int64_t>(256, (1 << 18) / std::max<std::int64_t>(d, 1));
+// Non-zeros and rows of a task, from the sizes alone: about 20 us of work where x lies in the
+// caches, or so many that there are 4096 tasks, for each of which the workspace holds a row.
+std::int64_t weight_of_task(const csr_sizes& size) {
+  return std::max({std::int64_t{256}, (1 << 18) / std::max<std::int64_t>(size.d, 1),
+                   (size.rows + size.nnz) / 4096});
 }
 
 template <class T>
@@ -63,7 +66,7 @@ class csr_cut {
         indptr_(vector_at<const I>(indptr, 0)),
         columns_(size.columns),
         rows_(size.rows),
-        weight_(weight_of_task(size.d)) {
+        weight_(weight_of_task(size)) {
     require_indptr(size.nnz);
     first_ = at(0);
     count_ = divide_up(at(rows_) - first_ + rows_, weight_);
@@ -232,7 +235,7 @@ void reverse_as(const csr_call& call, const array_view& grad, const array_view& 
 std::size_t csr_product_workspace(std::int64_t batch, std::int64_t rows, std::int64_t columns,
                                   std::int64_t nnz, std::int64_t d, std::int64_t itemsize) {
   const csr_sizes size{batch, rows, columns, nnz, d};
-  const std::int64_t parts = divide_up(rows + nnz, weight_of_task(d));
+  const std::int64_t parts = divide_up(rows + nnz, weight_of_task(size));
   workspace_layout workspace;
   if (itemsize == 4) {
     take_carries<float>(workspace, size, parts);

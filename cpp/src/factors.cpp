@@ -44,6 +44,9 @@ std::int64_t tile_width(std::int64_t batch, std::int64_t d, std::int64_t itemsiz
   return std::min(halves ? whole / 2 : whole, padded_length(d, itemsize));
 }
 
+// float32, or else float64: the size is the caller's to tell.
+std::int64_t known_itemsize(std::int64_t itemsize) { return itemsize == 4 ? 4 : 8; }
+
 // Multiply-adds.
 double work_of(std::int64_t n, std::int64_t k, std::int64_t d) {
   return static_cast<double>(n) * static_cast<double>(k + 1) * static_cast<double>(d);
@@ -471,6 +474,7 @@ void reverse_as(const factor_chain& chain, const reverse_arrays& arrays, const a
 std::size_t sparse_factor_product_workspace(std::int64_t batch, std::int64_t n_factors,
                                             std::int64_t n, std::int64_t k, std::int64_t d,
                                             std::int64_t itemsize) {
+  itemsize = known_itemsize(itemsize);
   const product_sizes size{batch, n_factors, n, k, d};
   std::size_t bytes = 0;
   for (const bool keeps : {false, true}) {
@@ -499,6 +503,7 @@ void sparse_factor_product(const array_view& values, const array_view& x,
 std::size_t sparse_factor_product_vjp_workspace(std::int64_t batch, std::int64_t n_factors,
                                                 std::int64_t n, std::int64_t k, std::int64_t d,
                                                 std::int64_t itemsize, bool recompute) {
+  itemsize = known_itemsize(itemsize);
   const product_sizes size{batch, n_factors, n, k, d};
   workspace_layout pieces;
   const call_memory memory(pieces, size, reverse_bytes(size, itemsize, recompute), batch);
@@ -512,7 +517,7 @@ void sparse_factor_product_vjp(const array_view& grad, const array_view& values,
                                const array_view* grad_x, const array_view& workspace) {
   const factor_chain chain = check_sparse_factor_product_vjp(
       grad, values, x, segments, intermediates, offsets, grad_values, grad_x);
-  if (chain.size.batch * chain.size.n == 0) return;
+  if (chain.size.batch * chain.size.n == 0 || (!grad_values && !grad_x)) return;
   (values.type == dtype::float32
        ? reverse_as<float>
        : reverse_as<double>)(chain, {grad, values, x, intermediates, grad_values, grad_x}, segments,

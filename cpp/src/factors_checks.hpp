@@ -236,7 +236,7 @@ struct csr_call {
   csr_sizes size{};
 };
 
-// `data` is the matrix's or its gradient, `product` (..., rows, d).
+// `data` is the matrix's or its gradient.
 inline csr_call check_csr(const array_view& data, const char* data_name, const array_view& indices,
                           const array_view& indptr, const array_view& x) {
   csr_call call;

@@ -8,8 +8,22 @@ namespace subquad {
 
 enum class isa_level : int { neon = 1, v2 = 2, v3 = 3, v4 = 4 };
 
-// Never throws: where SUBQUAD_ISA is not a level, the best one (check_environment() reports it).
+// The level of this thread's scoped_isa, else the one selected. Never throws: where SUBQUAD_ISA is
+// not a level, the best one (check_environment() reports it).
 isa_level current_isa() noexcept;
+
+// The level of the calls that this thread makes while the object lives: what packs memory and what
+// reads it must be of one level, whatever is selected meanwhile.
+class scoped_isa {
+ public:
+  explicit scoped_isa(isa_level level) noexcept;
+  ~scoped_isa();
+  scoped_isa(const scoped_isa&) = delete;
+  scoped_isa& operator=(const scoped_isa&) = delete;
+
+ private:
+  int previous_;
+};
 
 // The best level that this processor runs.
 isa_level best_isa() noexcept;

@@ -173,8 +173,10 @@ void detail::run_tasks(std::int64_t n_tasks, int max_threads, task_function func
   std::atomic<std::int64_t> next_task{0};
   std::atomic<bool> failed{false};
   std::exception_ptr failure;
+  const isa_level isa = current_isa();
 #pragma omp parallel num_threads(extra.count() + 1)
   {
+    const scoped_isa of_caller(isa);
     in_region = true;
     const int slot = omp_get_thread_num();
     while (!failed.load(std::memory_order_relaxed)) {

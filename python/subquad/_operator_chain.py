@@ -26,8 +26,8 @@ from ._validation.common import (
 Array: TypeAlias = Any
 SparseMatrix: TypeAlias = Any
 CompressedRows: TypeAlias = tuple[Array, Array, Array]
-# Library, device and type of what is multiplied.
-Key: TypeAlias = tuple[str, str, str]
+# Library, device and type of what is multiplied, and the type of the chain's entries.
+Key: TypeAlias = tuple[str, str, str, str]
 
 
 class OperatorChain:
@@ -328,7 +328,7 @@ class OperatorChain:
         matrices = self._in_order()
         backward = _is_differentiated(x)
         library, device = _dispatch.library_of(x), _dispatch.device_of(x)
-        key = (library.name, str(device), dtype_name(x.dtype))
+        key = (library.name, str(device), dtype_name(x.dtype), self._dtype.name)
 
         def multiply(
             matrix: _Matrix, rows: Array, addend: Array | None, scale: float
@@ -379,7 +379,8 @@ class _Matrix:
         if found is not None:
             return found
         nnz = self.rows.nnz
-        data = self.rows.data[:nnz].astype(key[2], copy=False)
+        data = self.rows.data[:nnz].astype(key[3], copy=False)
+        data = data.astype(key[2], copy=False)
         indices, indptr = self.rows.indices[:nnz], self.rows.indptr
         if indices.dtype != indptr.dtype:
             indices, indptr = indices.astype("int64"), indptr.astype("int64")
@@ -408,13 +409,17 @@ def _taken_to(array: Array, x: Array) -> Array:
         return array
     if source.name == "numpy" and target.name != "torch":
         return from_host(array, x)
-    try:
+    if target.name != "torch":
         return target.xp.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError):
-        # torch takes nothing that is read only.
-        if source.name != "numpy":
-            raise
-        return from_host(array, x)
+    # What is kept serves gradients later, too.
+    with target.xp.inference_mode(False):
+        try:
+            return target.xp.from_dlpack(array)
+        except (BufferError, RuntimeError, TypeError):
+            # torch takes nothing that is read only.
+            if source.name != "numpy":
+                raise
+            return from_host(array, x)
 
 
 def _place_of(x: Array) -> str | None:

@@ -227,7 +227,8 @@ def sparse_factor_product(
         `cdil_offsets` with K odd as the size of the kernels. Integers (K,) serve all
         factors; a list may hold a row for each factor. Any integers: they are taken
         modulo the length of a sequence, and terms whose rows coincide add up. They lie
-        in host memory, and are static where a function is traced.
+        in host memory, and are static where a function is traced: in what
+        `torch.compile` traces, numbers in a list or tuple made outside.
     residual : {"none", "step", "input"}
         What is added to a factor's product: r_m = 0, v_(m-1) or x.
     circular : bool
@@ -243,7 +244,7 @@ def sparse_factor_product(
         takes. Not of a transpose, nor of factors in a list.
     recompute : bool
         Whether gradients by automatic differentiation compute v₁ … v_(M-1) anew instead
-        of keeping them.
+        of keeping them; factors in a list keep them.
 
     Returns
     -------
@@ -521,7 +522,8 @@ def csr_transpose(
         `n_columns`: not integer), or the arrays are of several libraries or on several
         devices.
     ValueError
-        If shapes do not fit, or `n_columns` is negative.
+        If shapes do not fit, `n_columns` is negative, or indices are out of range where
+        their values may be looked at (not in torch, nor where a function is traced).
 
     See Also
     --------

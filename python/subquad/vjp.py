@@ -437,7 +437,9 @@ def sparse_factor_product(
             raise ValueError(message)
         n_kept = max(len(call.offsets) - 1, 0)
         kept = (*call.batch, n_kept, *call.x.shape[-2:])
-        intermediates = _grad("intermediates", intermediates, kept, call.x)
+        intermediates = _grad(
+            "intermediates", intermediates, kept, call.x, "shape (..., M - 1, n, d) ="
+        )
     flags = (residual, bool(circular), bool(transpose))
     if is_list:
         g_list, gx = _one_by_one_vjp(call, grad, *flags)
@@ -639,6 +641,10 @@ def csr_product(
         None,
         (True, True, addend is not None),
     )
+    if gradients[2] is grad:
+        # Nobody writes to a result and changes what came in.
+        xp = namespace_of(grad)
+        gradients = (*gradients[:2], xp.astype(grad, grad.dtype, copy=True))
     return _as_inputs(gradients, (data, x, addend))
 
 
@@ -1247,14 +1253,18 @@ def _several(grad: Any, count: int) -> tuple[Any, ...]:
 
 
 def _grad(
-    name: str, grad: Array | None, shape: tuple[Any, ...], like: Array
+    name: str,
+    grad: Array | None,
+    shape: tuple[Any, ...],
+    like: Array,
+    layout: str = "the result's shape",
 ) -> Array | None:
     """Check a gradient, or a result, that may be left out; return it in a type."""
     if grad is None:
         return None
     backend_for(**{name: grad}, x=like)
     common_floats((name,), (grad,))
-    check_shape(name, grad, shape)
+    check_shape(name, grad, shape, layout)
     return as_type_of(grad, like)
 
 

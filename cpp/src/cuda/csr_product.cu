@@ -72,16 +72,16 @@ struct csr_product_kernel {
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
     const int thread = static_cast<int>(threadIdx.x);
     const int rows_of_block = kThreads / (lanes * slots);
-    const auto block = static_cast<std::int64_t>(blockIdx.x);
-    const std::int64_t b = block / parts / tiles;
-    const std::int64_t first_row = block / parts % tiles * rows_of_block;
+    const auto block_index = static_cast<std::int64_t>(blockIdx.x);
+    const std::int64_t b = block_index / parts / tiles;
+    const std::int64_t first_row = block_index / parts % tiles * rows_of_block;
     if (thread < kProductArrays) shared.offsets[thread] = batch.offset(thread, b);
     for (int i = thread; i <= rows_of_block; i += kThreads) {
       shared.starts[i] =
           first_row + i <= matrix.rows ? matrix.start(first_row + i) : std::int64_t{0};
     }
     __syncthreads();
-    const int channel = (static_cast<int>(block % parts) * lanes + thread % lanes) * kWidth;
+    const int channel = (static_cast<int>(block_index % parts) * lanes + thread % lanes) * kWidth;
     const channel_view<const T> from = x.from(shared.offsets[kProductX]);
     const int mine = thread / (lanes * slots);
     const bool is_long =

@@ -68,8 +68,11 @@ bool indices_are_valid(const csr_part<I>& part) {
       largest = index > largest ? index : largest;
     }
   }
+  // A negative index is larger than any other as an unsigned number, but not than all columns.
+  constexpr auto kMost = static_cast<std::uint64_t>(U(-1) >> 1);
   return count <= 0 ||
-         static_cast<std::uint64_t>(largest) < static_cast<std::uint64_t>(part.columns);
+         (static_cast<std::uint64_t>(largest) <= kMost &&
+          static_cast<std::uint64_t>(largest) < static_cast<std::uint64_t>(part.columns));
 }
 
 // How the arrays of a part are read: kDense, entries and the columns of rows lie one after another.
@@ -104,8 +107,8 @@ template <class T>
 constexpr int kLine = 64 / static_cast<int>(sizeof(T));
 
 // Columns of the rows of a task, counted from the first: NV vectors of W, one after another but for
-// the last, which ends where the columns do and may overlap the one before: both compute the same
-// there.
+// the last, which ends where the columns do and may overlap the one before: within a tile both
+// compute the same there, and of two tiles the later one's stays.
 template <int W, int NV>
 struct column_tile {
   std::int64_t last;  // where the last vector begins

@@ -28,7 +28,7 @@ struct factor_pattern {
   bool circular;
   std::int64_t first;
   std::int64_t last;
-  void* scratch;  // factor_scratch bytes, aligned to 64
+  void* scratch;  // scratch bytes, aligned to 64
 };
 
 // One factor, with j the row offsets_k rows after row i in its sequence, or, transposed, before it:

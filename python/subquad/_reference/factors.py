@@ -271,9 +271,11 @@ def csr_product_vjp(
     grad_data = grad_x = grad_addend = None
     if needs[0]:
         rows = _row_of_entries(xp, indptr, data.shape[0])
+        inside = (rows >= 0) & (rows < indptr.shape[0] - 1)
+        rows = xp.where(inside, rows, 0)
         dots = xp.take(grad, rows, axis=-2) * xp.take(x, indices, axis=-2)
         axes = tuple(axis for axis in range(dots.ndim) if axis != dots.ndim - 2)
-        grad_data = scale * xp.sum(dots, axis=axes)
+        grad_data = xp.where(inside, scale * xp.sum(dots, axis=axes), 0.0)
     if needs[1]:
         if transposed is None:
             transposed = csr_transpose(data, indices, indptr, x.shape[-2])
@@ -291,12 +293,15 @@ def csr_transpose(
     """See `subquad.csr_transpose`: entries in the order of columns, rows in theirs."""
     xp = namespace_of(data)
     rows = _row_of_entries(xp, indptr, data.shape[0])
-    order = xp.argsort(indices, stable=True)
+    inside = (rows >= 0) & (rows < indptr.shape[0] - 1)
+    # What is in no row comes last, and is in no column.
+    place = xp.where(inside, indices, n_columns)
+    order = xp.argsort(place, stable=True)
     columns = xp.arange(n_columns + 1, dtype=indptr.dtype, device=device_of(indptr))
-    starts = xp.searchsorted(xp.take(indices, order), columns)
+    starts = xp.searchsorted(xp.take(place, order), columns)
     return (
         xp.take(data, order),
-        xp.take(rows, order),
+        xp.take(xp.where(inside, rows, 0), order),
         xp.astype(starts, indptr.dtype),
     )
 
@@ -356,12 +361,28 @@ class _Sequences:
             return _Shift(xp, offset % n if n else 0, None, None)
         if self._circular:
             length = self._stop - self._start
-            place = (xp.full_like(index, offset) % length) + (index - self._start)
+            place = _remainder(xp, offset, length, n) + (index - self._start)
             return _Shift(xp, 0, self._start + place % length, None)
         # Beyond both ends nothing changes, and a sum stays within the type's range.
         other = index + max(-n, min(offset, n))
         inside = (other >= self._start) & (other < self._stop)
         return _Shift(xp, 0, xp.where(inside, other, index), inside)
+
+
+def _remainder(xp: Namespace, offset: int, length: Array, n: int) -> Array:
+    """Return an offset modulo lengths of at most n, whatever their type can hold."""
+    if -(2**31) <= offset < 2**31:
+        return xp.full_like(length, offset) % length
+    # Digit by digit, so that no number exceeds 31 bits where the lengths have 32.
+    bits = max(1, 30 - n.bit_length())
+    digits, left = [], abs(offset)
+    while left:
+        digits.append(left & ((1 << bits) - 1))
+        left >>= bits
+    rest = xp.zeros_like(length)
+    for digit in reversed(digits):
+        rest = (rest * (1 << bits) + digit) % length
+    return rest if offset >= 0 else (-rest) % length
 
 
 def _latest(
@@ -494,10 +515,13 @@ def _normal_probability(xp: Namespace, z: Array) -> Array:
 
 
 def _row_of_entries(xp: Namespace, indptr: Array, n_entries: int) -> Array:
-    """Return the row that each entry of a sparse matrix is in."""
+    """Return the row that each entry of a sparse matrix is in.
+
+    -1 is before the first one, and as many as there are rows behind the last one.
+    """
     entries = xp.arange(n_entries, dtype=indptr.dtype, device=device_of(indptr))
-    rows = xp.searchsorted(indptr[1:], entries, side="right")
-    return xp.astype(rows, indptr.dtype)
+    rows = xp.searchsorted(indptr, entries, side="right")
+    return xp.astype(rows, indptr.dtype) - 1
 
 
 def _stretched(xp: Namespace, values: Array, x: Array) -> Array:

@@ -224,14 +224,19 @@ def check_broadcast(
     return tuple(result)
 
 
-def check_shape(name: str, array: Array, expected: tuple[Any, ...]) -> None:
-    """Check that an array has the shape of a function's result."""
+def check_shape(
+    name: str,
+    array: Array,
+    expected: tuple[Any, ...],
+    layout: str = "the result's shape",
+) -> None:
+    """Check that an array has a shape, that of a function's result as a rule."""
     shape = tuple(array.shape)
     if len(shape) == len(expected) and all(
         a == b or is_unknown(a, b) for a, b in zip(shape, expected, strict=True)
     ):
         return
-    message = f"{name} must have the result's shape {expected}, got shape {shape}"
+    message = f"{name} must have {layout} {expected}, got shape {shape}"
     raise ValueError(message)
 
 

@@ -267,8 +267,13 @@ def csr_arguments(
         check_size("addend", layout, "rows", rows, addend.shape, -2)
         check_size("addend", layout, "d", x.shape[-1], addend.shape, -1)
         batch = check_broadcast(("x", "addend"), (batch, addend.shape[:-2]))
+    try:
+        scale = float(scale)
+    except OverflowError:
+        message = "scale must be within the range of float64, got a number beyond it"
+        raise ValueError(message) from None
     shape = (*batch, rows, x.shape[-1])
-    return CsrArguments(backend, data, indices, indptr, x, addend, float(scale), shape)
+    return CsrArguments(backend, data, indices, indptr, x, addend, scale, shape)
 
 
 def csr_transpose_arguments(
@@ -282,7 +287,25 @@ def csr_transpose_arguments(
     common_floats(("data",), (data,))
     indices, indptr = _structure(data, indices, indptr)
     n_columns = check_count("n_columns", n_columns, 0)
+    if library_of(data).is_eager(data):
+        _check_places(np.asarray(indices), np.asarray(indptr), n_columns)
     return backend, indices, indptr, n_columns
+
+
+def _check_places(indices: Any, indptr: Any, n_columns: int) -> None:
+    """Check where entries stand, in arrays whose values may be looked at."""
+    if indices.size and not 0 <= indices.min() <= indices.max() < n_columns:
+        message = (
+            f"indices must be at least 0 and less than n_columns = {n_columns}, got "
+            f"numbers from {indices.min()} to {indices.max()}"
+        )
+        raise ValueError(message)
+    if indptr[0] < 0 or indptr[-1] > indices.size or (np.diff(indptr) < 0).any():
+        message = (
+            "indptr must not decrease, from at least 0 to at most nnz = "
+            f"{indices.size}, got numbers from {indptr[0]} to {indptr[-1]}"
+        )
+        raise ValueError(message)
 
 
 def _structure(data: Array, indices: Array, indptr: Array) -> tuple[Array, Array]:
@@ -299,10 +322,10 @@ def _structure(data: Array, indices: Array, indptr: Array) -> tuple[Array, Array
     if indptr.shape[0] == 0:
         message = "indptr must have shape (rows + 1,), got shape (0,)"
         raise ValueError(message)
-    kinds = {dtype_name(indices.dtype), dtype_name(indptr.dtype)}
-    if kinds in ({"int32"}, {"int64"}):
-        return indices, indptr
     library = library_of(indices)
+    plain = (library.xp.int32, library.xp.int64)
+    if indices.dtype == indptr.dtype and indices.dtype in plain:
+        return indices, indptr
     if library.has_int64:
         return as_int64(indices, library), as_int64(indptr, library)
     xp = library.xp
@@ -379,7 +402,7 @@ def offsets_of_pattern(pattern: Any, counts: Sequence[Any]) -> FactorOffsets:
 def _named(pattern: str, counts: Sequence[int]) -> FactorOffsets:
     if pattern == "chord":
         rows = {count: chord_row(count) for count in set(counts)}
-        return tuple([rows[count] for count in counts])
+        return _in_64_bits(pattern, tuple([rows[count] for count in counts]))
     if pattern == "cdil":
         for m, count in enumerate(counts):
             if count % 2 == 0:
@@ -388,14 +411,26 @@ def _named(pattern: str, counts: Sequence[int]) -> FactorOffsets:
                     f"{count} in factor {m}"
                 )
                 raise ValueError(message)
-        return tuple([cdil_row(count, m) for m, count in enumerate(counts)])
+        found = tuple([cdil_row(count, m) for m, count in enumerate(counts)])
+        return _in_64_bits(pattern, found)
     message = f"pattern must be 'chord', 'cdil' or offsets, got {pattern!r}"
     raise ValueError(message)
 
 
+def _in_64_bits(pattern: str, found: FactorOffsets) -> FactorOffsets:
+    for m, row in enumerate(found):
+        if row and max(row) >= _LARGEST:
+            message = (
+                f"values must have offsets of 64 bits at most for pattern {pattern!r}, "
+                f"got K = {len(row)} in factor {m}"
+            )
+            raise ValueError(message)
+    return found
+
+
 def _given(pattern: Any, n_factors: int) -> FactorOffsets:
     """Return the rows of offsets that are given; one serves for all factors."""
-    if isinstance(pattern, (list, tuple)):
+    if isinstance(pattern, (list, tuple, range)):
         if pattern and all(_has_length(row) for row in pattern):
             return tuple([_row(f"pattern[{m}]", row) for m, row in enumerate(pattern)])
         return (_row("pattern", pattern),) * n_factors
@@ -409,12 +444,12 @@ def _given(pattern: Any, n_factors: int) -> FactorOffsets:
 
 
 def _has_length(row: Any) -> bool:
-    return isinstance(row, (list, tuple)) or len(getattr(row, "shape", ())) == 1
+    return isinstance(row, (list, tuple, range)) or len(getattr(row, "shape", ())) == 1
 
 
 def _row(name: str, row: Any) -> tuple[int, ...]:
     """Return the offsets of one row as Python's integers."""
-    if isinstance(row, (list, tuple)):
+    if isinstance(row, (list, tuple, range)):
         return tuple([_offset(name, offset) for offset in row])
     return tuple(_on_host(name, row).tolist())
 
@@ -450,10 +485,13 @@ def _too_large(name: str, offset: Any) -> ValueError:
 
 
 def _not_offsets(name: str, pattern: Any) -> TypeError:
+    came = type(pattern).__name__
+    if getattr(pattern, "dtype", None) is not None:
+        came = f"{came} of {dtype_name(pattern.dtype)}"
     message = (
         f"{name} must be 'chord', 'cdil' or integers in host memory, which are static "
         "(known before a function is traced, and no arrays that it is traced with), "
-        f"got {type(pattern).__name__}"
+        f"got {came}"
     )
     return TypeError(message)
 
