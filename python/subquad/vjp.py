@@ -641,10 +641,11 @@ def csr_product(
         None,
         (True, True, addend is not None),
     )
-    if gradients[2] is grad:
+    *others, of_addend = gradients
+    if of_addend is not None and of_addend is grad:
         # Nobody writes to a result and changes what came in.
-        xp = namespace_of(grad)
-        gradients = (*gradients[:2], xp.astype(grad, grad.dtype, copy=True))
+        of_addend = namespace_of(x).astype(of_addend, of_addend.dtype, copy=True)
+        gradients = (*others, of_addend)
     return _as_inputs(gradients, (data, x, addend))
 
 
