@@ -59,7 +59,7 @@ using chained = std::conditional_t<std::is_same_v<T, float>, chained_float, chai
 // and its slope below 1.13; a result within tile_product's bound at depth h and 2 u of its terms.
 //
 // A row of which a result is NaN is computed again in plain arithmetic (`settle`), which alone
-// tells an infinity from what the split made of it.
+// tells an infinity from what the split, or a zero that fills a tile, made of it.
 template <class T>
 struct factor_values_kernel {
   using tile = tile_product<T, sizeof(T) == 8 ? 64 : 128, 64, 4, 2>;
@@ -120,11 +120,10 @@ struct factor_values_kernel {
         });
     gather(sums, shared);
     write(shared);
-    if constexpr (tile::warp::kIsSplit) {
-      __syncthreads();
-      for (int row = 0; row < shared.x.count; ++row) {
-        if (shared.is_unsettled[row]) settle(row, shared);
-      }
+    // Infinities become NaN in the split, and beside the zeros that fill a tile.
+    __syncthreads();
+    for (int row = 0; row < shared.x.count; ++row) {
+      if (shared.is_unsettled[row]) settle(row, shared);
     }
   }
 

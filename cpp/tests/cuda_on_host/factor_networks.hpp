@@ -92,6 +92,8 @@ estimate gelu(const estimate& z, bool derivative) {
   const real probability = std::erfc(-z.value / std::sqrt(2.0L)) / 2;
   const real tail = std::erfc(std::abs(z.value) / std::sqrt(2.0L)) / 2;
   const real density = std::exp(-z.value * z.value / 2) / std::sqrt(2 * std::acos(-1.0L));
+  // The limits, where the formula has infinity times 0.
+  if (std::isinf(z.value) && (derivative || z.value < 0)) return {probability, 0};
   const real square = z.value * z.value;
   const real of_probability = ((2 * square + 12) * tail + probability) * u + 0x1p-120L;
   if (!derivative) {
