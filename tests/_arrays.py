@@ -130,6 +130,13 @@ CARRIED_MODULES = (
 CARRIERS = ("cupy", "torch-cuda", "cuda-on-host", "torch")
 
 
+def _like(value: Any, parts: list[Any]) -> Any:
+    """Return parts in a tuple or list of the kind of another one."""
+    if hasattr(value, "_fields"):
+        return type(value)(*parts)
+    return type(value)(parts)
+
+
 class Carrier:
     """Functions of NumPy arrays from functions of a library's arrays."""
 
@@ -139,6 +146,8 @@ class Carrier:
         self.inside = False
 
     def there(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return _like(value, [self.there(part) for part in value])
         if type(value) is np.ndarray:
             try:
                 return self.xp.asarray(value)
@@ -148,9 +157,8 @@ class Carrier:
         return value
 
     def home(self, value: Any) -> Any:
-        if isinstance(value, tuple):
-            parts = [self.home(part) for part in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if isinstance(value, (tuple, list)):
+            return _like(value, [self.home(part) for part in value])
         assert type(value) is not np.ndarray, "a result on the CPU"
         return to_numpy(value) if type(value) is self.xp.array_type() else value
 
