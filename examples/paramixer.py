@@ -26,6 +26,7 @@ of 40 fresh sequences, Adam at 1e-3, gradients clipped to norm 1, width 32.
 
 from __future__ import annotations
 
+import abc
 import argparse
 import dataclasses
 import gzip
@@ -54,20 +55,20 @@ def two_places(generator: torch.Generator, batch: int, length: int) -> torch.Ten
 
 
 @dataclasses.dataclass
-class Task:
+class Task(abc.ABC):
     """Sequences and what is to be said of them; `draw` makes fresh ones."""
 
     length: int
     outputs: int
     has_positions = True
 
+    @abc.abstractmethod
     def embedding(self, width: int) -> nn.Module:
         """Return what makes rows of a width from the elements of a sequence."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def draw(self, generator: torch.Generator, batch: int) -> Batch:
         """Return sequences and targets to learn from."""
-        raise NotImplementedError
 
     def unseen(self, count: int) -> Batch:
         """Return sequences and targets to be judged by."""

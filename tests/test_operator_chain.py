@@ -239,9 +239,8 @@ def test_rows_in_any_memory():
     np.testing.assert_allclose(chain @ batch, [expected] * 3, **tolerance)
 
 
+@pytest.mark.skipif(DEVICE not in ("", "cpu"), reason="it is memory of the CPU")
 def test_matrices_in_memory_that_is_read_only(xp):
-    if DEVICE not in ("", "cpu"):
-        pytest.skip("memory of the CPU is meant")
     matrix = sparse()
     for array in (matrix.data, matrix.indices, matrix.indptr):
         array.flags.writeable = False
