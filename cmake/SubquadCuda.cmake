@@ -15,6 +15,7 @@ list(
   APPEND
   subquad_cuda_sources
   ${PROJECT_SOURCE_DIR}/cpp/src/c_api_attention.cpp
+  ${PROJECT_SOURCE_DIR}/cpp/src/c_api_embedding.cpp
   ${PROJECT_SOURCE_DIR}/cpp/src/c_api_factors.cpp
   ${PROJECT_SOURCE_DIR}/cpp/src/c_api_features.cpp
   ${PROJECT_SOURCE_DIR}/cpp/src/c_api_normalizers.cpp

@@ -20,6 +20,8 @@ __all__: list[str] = [
     "csr_product_workspace",
     "cuda_info",
     "cuda_prepare",
+    "embedding_step",
+    "embedding_step_workspace",
     "factor_values",
     "factor_values_vjp",
     "factor_values_vjp_workspace",
@@ -177,6 +179,38 @@ def csr_product_workspace(
 ) -> int: ...
 def cuda_info() -> dict[str, typing.Any]: ...
 def cuda_prepare(device_id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def embedding_step(
+    x: typing.Any,
+    data: typing.Any,
+    indices: typing.Any,
+    indptr: typing.Any,
+    rows: typing.Any,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    log_counts: typing.Any,
+    means: typing.Any,
+    covariances: typing.Any,
+    labels: typing.Any,
+    shifts: typing.Any,
+    slopes: typing.Any,
+    null_weights: typing.Any,
+    null: typing.Any,
+    step: typing.SupportsFloat | typing.SupportsIndex,
+    out: typing.Any,
+    attraction: typing.Any,
+    log_z: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def embedding_step_workspace(
+    n: typing.SupportsInt | typing.SupportsIndex,
+    m: typing.SupportsInt | typing.SupportsIndex,
+    nnz: typing.SupportsInt | typing.SupportsIndex,
+    d: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    c: typing.SupportsInt | typing.SupportsIndex,
+    itemsize: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def factor_values(
     x: typing.Any,
     weight_in: typing.Any,

@@ -665,6 +665,40 @@ SUBQUAD_API subquad_status subquad_csr_product_vjp(
     const subquad_array* x, const subquad_array* grad_data, const subquad_array* workspace,
     const subquad_context* context, subquad_error* error);
 
+/* ---- embedding ------------------------------------------------------------------------------- */
+
+/* One epoch of EDRep for one side: each row x_i of unit norm turns by arcsin(step) on the sphere,
+ * down the gradient of an objective that pulls it towards what it is linked to and pushes it away
+ * from all keys, these told by the counts, means and covariances of k components:
+ *   pull_i = scale sum_e data_e rows_(indices_e) over row i of a matrix in compressed rows, or
+ *            scale rows_i where there is no matrix
+ *   log_z_i = log sum_a exp(s_ia),  s_ia = log_counts_a + x_i . means_a + x_i' C_a x_i / 2
+ *   g_i = -pull_i + sum_a exp(s_ia - log_z_i) (means_a + C_a x_i)
+ *         + shifts_c + slopes_c x_i, c = labels_i  +  null_weights_i null
+ *   g_i' = g_i - (g_i . x_i) x_i
+ *   out_i = sqrt(1 - step^2) x_i - step g_i' / |g_i'|, scaled to unit norm; x_i where g_i' = 0
+ *   attraction_i = x_i . pull_i
+ * The three groups of terms are optional, each as a whole.
+ *
+ * x, out (n, d); data (nnz), indices (nnz) and indptr (n + 1), both int32 or both int64, present
+ * together; rows (m, d), or (n, d) without a matrix; log_counts (k), means (k, d), covariances
+ * (k, d, d), symmetric, k at least 1; labels int64 (n), in [0, c), shifts (c, d), slopes (c, d, d),
+ * symmetric; null_weights (n), null (d); 0 <= step <= 1; attraction, optional, and log_z, optional
+ * where there are components, (n). out may be x itself unless x is also rows of a matrix; it is
+ * optional, too, with step 0 alone. On the CPU, indices and labels out of range are
+ * SUBQUAD_INVALID_ARGUMENT. */
+SUBQUAD_API size_t subquad_embedding_step_workspace(int64_t n, int64_t m, int64_t nnz, int64_t d,
+                                                    int64_t k, int64_t c, int64_t itemsize,
+                                                    int32_t device);
+SUBQUAD_API subquad_status subquad_embedding_step(
+    const subquad_array* x, const subquad_array* data, const subquad_array* indices,
+    const subquad_array* indptr, const subquad_array* rows, double scale,
+    const subquad_array* log_counts, const subquad_array* means, const subquad_array* covariances,
+    const subquad_array* labels, const subquad_array* shifts, const subquad_array* slopes,
+    const subquad_array* null_weights, const subquad_array* null, double step,
+    const subquad_array* out, const subquad_array* attraction, const subquad_array* log_z,
+    const subquad_array* workspace, const subquad_context* context, subquad_error* error);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

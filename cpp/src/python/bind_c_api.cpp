@@ -37,6 +37,7 @@ const c_functions kFunctions = {
     &subquad_factor_values_vjp,
     &subquad_csr_product,
     &subquad_csr_product_vjp,
+    &subquad_embedding_step,
 };
 
 }  // namespace

@@ -18,6 +18,7 @@ void bind_runtime(pybind11::module_& module);  // threads, instruction set, buil
 void bind_vector_math(pybind11::module_& module);
 void bind_normalizers(pybind11::module_& module);
 void bind_features(pybind11::module_& module);
+void bind_embedding(pybind11::module_& module);
 void bind_factors(pybind11::module_& module);
 void bind_scans(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);

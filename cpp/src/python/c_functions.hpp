@@ -46,6 +46,7 @@ struct c_functions {
   decltype(&subquad_factor_values_vjp) factor_values_vjp;
   decltype(&subquad_csr_product) csr_product;
   decltype(&subquad_csr_product_vjp) csr_product_vjp;
+  decltype(&subquad_embedding_step) embedding_step;
 };
 
 }  // namespace subquad::python

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   subquad::python::bind_normalizers(module);
   subquad::python::bind_features(module);
   subquad::python::bind_factors(module);
+  subquad::python::bind_embedding(module);
   subquad::python::bind_scans(module);
   subquad::python::bind_attention(module);
   subquad::python::bind_rates(module);
