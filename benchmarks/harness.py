@@ -36,6 +36,7 @@ MODULES = (
     "attention",
     "features",
     "factors",
+    "embedding",
     "gpu",
     "gpu_scans",
     "gpu_features",

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
     cuda,
+    embedding,
     factors,
     features,
     gpu,
@@ -352,7 +353,8 @@ def test_list_names_every_operation():
         "tile_product", "log_normalizer", "log_normalizer_vjp", "gaussian", "scaling",
         "overhead", "accuracy", "log_features", "hadamard_transform", "causal_product",
         "random_feature_attention", "feature_fit", "sparse_factor_product", "paramixer",
-        "factor_scaling", "operator_chain", "gpu_log_normalizer",
+        "factor_scaling", "operator_chain", "embedding_step", "edrep",
+        "gpu_log_normalizer",
     ):  # fmt: skip
         assert name in done.stdout
 
@@ -525,6 +527,67 @@ def test_growth_of_factors_is_drawn_and_told(tmp_path):
     assert lines[0].startswith("chord: 1 to 1 ns a term")
     factors._plot_scaling(rows, str(tmp_path / "growth.png"))
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------ embedding
+
+EMBEDDING_OPERATIONS = ("embedding_step", "edrep")
+
+
+def test_embeddings_pass_their_checks_on_small_sizes(tmp_path, monkeypatch):
+    pytest.importorskip("scipy")
+    monkeypatch.setattr(harness, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(machine.Rates, "fma_peak", lambda self, itemsize: 1e11)
+    out = tmp_path / "out.json"
+    sizes = ["--sizes", "100x6", "--rounds", "1", "--no-memory"]
+    operations = ["--op", ",".join(EMBEDDING_OPERATIONS), "--json", str(out)]
+    assert harness.main([*operations, *sizes]) == 0
+    results = json.loads(out.read_text())
+    rows = results["rows"]
+    ours = [row for row in rows if row["peer"].startswith("subquad")]
+    assert {row["op"] for row in ours} == set(EMBEDDING_OPERATIONS)
+    for row in rows:
+        is_absent = row["peer"] in ("torch", "edrep") and "missing" in row["reason"]
+        assert row["status"] == "ok" or is_absent, row
+    limits = [row["limit"] for row in ours if row["peer"] == "subquad"]
+    assert all(limit > 0 for limit in limits)
+    if "nmi" in ours[-1]["values"]:
+        assert "NMI" in results["summaries"]["edrep"][-1]
+
+
+def test_wrong_embeddings_are_seen():
+    pytest.importorskip("scipy")
+    for k in (1, 3):
+        epoch = embedding._Epoch(60, 5, k, has_matrix=True)
+        out, attraction, log_z = epoch.scipy()()
+        assert epoch.check((out, attraction, log_z)).passed
+        for wrong in (
+            (out * np.float32(1.0001), attraction, log_z),
+            (out, attraction + 1e-4, log_z),
+            (out, attraction, log_z + 1e-4),
+        ):
+            assert not epoch.check(wrong).passed
+    fit = embedding._Fit(300)
+    found = fit.scipy()()
+    assert fit.check(found).passed
+    assert not fit.check(fit.start).passed
+    assert not fit.check(2 * found).passed
+
+
+def test_the_plain_fit_descends():
+    pytest.importorskip("scipy")
+    fit = embedding._Fit(300)
+    start = fit.start.astype(float)
+    losses = [
+        embedding.objective(
+            fit.walk, 3, embedding.plain_fit(fit.walk, 3, epochs, 1.0, start)
+        )
+        for epochs in (0, 2, 10, 50)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    np.testing.assert_allclose(
+        np.linalg.norm(embedding.plain_fit(fit.walk, 3, 9, 0.8, start), axis=1), 1
+    )
 
 
 # -------------------------------------------------------------------- on a GPU

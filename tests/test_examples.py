@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import lzma
 import sys
 from pathlib import Path
 
@@ -166,3 +167,111 @@ def test_images_of_paramixer(tmp_path):
     pytest.importorskip("sklearn")
     task = example.digits()
     assert (task.length, len(task.seen[0]) + len(task.others[0])) == (64, 1797)
+
+
+# -------------------------------------------------------------------------- embeddings
+
+
+def test_communities(tmp_path, capsys):
+    pytest.importorskip("networkx")
+    pytest.importorskip("sklearn")
+    example = load("communities")
+    assert example.main([]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("34 nodes, 78 edges")
+    # Two members of the club are between the two groups.
+    assert float(printed.split("labels: ")[1]) > 0.7
+    # Two cliques, one of which is not in the file of labels.
+    cliques = [(f"{c}{i}", f"{c}{j}") for c in "ab" for i in range(6) for j in range(i)]
+    lines = [" ".join(pair) for pair in [*cliques, ("a0", "b0")]]
+    graph, labels = tmp_path / "edges.gz", tmp_path / "labels.txt"
+    graph.write_bytes(gzip.compress("\n".join(lines).encode()))
+    labels.write_text("".join(f"b{i} second\n" for i in range(6)))
+    given = ["--graph", str(graph), "--labels", str(labels), "--clusters", "2"]
+    picture = tmp_path / "graph.png"
+    rest = ["--dim", "4", "--epochs", "20", "--seed", "1"]
+    if importlib.util.find_spec("matplotlib"):
+        rest += ["--picture", str(picture)]
+    assert example.main([*given, *rest]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    members = {frozenset(line.split(": ")[1].split(", ")) for line in printed[1:3]}
+    assert members == {frozenset(f"{c}{i}" for i in range(6)) for c in "ab"}
+    if "--picture" in rest:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_words(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    example = load("words")
+    # Verbs follow animals, and colours follow things: words of a kind have one company.
+    generator = np.random.default_rng(0)
+    kinds = [("cat dog cow", "runs eats sleeps"), ("car house hat", "red blue green")]
+    lines = [
+        " ".join(generator.choice(words.split()) for words in kinds[i % 2])
+        for i in range(400)
+    ]
+    text, scores = tmp_path / "text.txt.gz", tmp_path / "scores.txt"
+    text.write_bytes(gzip.compress("\n".join(lines).encode()))
+    scores.write_text("cat dog 9\ncat car 1\nred blue 8\nred runs 2\nabsent dog 5\n")
+    given = ["--text", str(text), "--similarity", str(scores), "--dim", "8"]
+    assert example.main([*given, "--query", "cat", "red", "bird", "--window", "1"]) == 0
+    counts, cat, red, bird, correlation = capsys.readouterr().out.splitlines()
+    assert counts.startswith("800 words, 12 of them different")
+    assert {word.split()[0] for word in cat[5:].split(", ")[:2]} == {"dog", "cow"}
+    assert {word.split()[0] for word in red[5:].split(", ")[:2]} == {"blue", "green"}
+    assert bird == "bird: not in the text 5 times"
+    assert correlation.endswith(", 4 pairs")
+    assert float(correlation.split("correlation ")[1].split(",")[0]) > 0.7
+    assert len(list(example.sentences(example.manual()))) > 1000
+
+
+INDEX = """\
+Package: editor
+Section: editors
+Pre-Depends: base
+Depends: lib-text (>= 1.0), lib-gui | lib-tui:any
+
+Package: editor-plugin
+Section: editors
+Depends: editor (= 2.1~rc), absent
+
+Package: lib-text
+Section: libs
+
+Package: lib-gui
+Section: non-free/libs
+
+Package: lib-tui
+Section: libs
+Description: is not
+ Depends: lib-gui
+
+Package: base
+"""
+
+
+def test_debian_packages(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    example = load("debian_packages")
+    path = tmp_path / "Packages.xz"
+    path.write_bytes(lzma.compress(INDEX.encode()))
+    query = ["--query", "editor", "absent", "--neighbours", "2", "--dim", "4"]
+    assert example.main(["--index", str(path), *query]) == 0
+    printed = capsys.readouterr().out
+    # The editor's own four, and its plugin's.
+    assert printed.startswith("6 packages, 5 dependencies")
+    assert "absent: no such package" in printed
+    assert "of its own section" in printed
+    names, sections, depends = example.read_index(INDEX.splitlines())
+    assert dict(zip(names, sections, strict=True))["lib-gui"] == "libs"
+    edges, nodes = tmp_path / "edges", tmp_path / "nodes.gz"
+    links = np.argwhere(depends.toarray())
+    edges.write_text("".join(f"{i} {j}\n" for i, j in links))
+    lines = [f"{name}\t{part}\n" for name, part in zip(names, sections, strict=True)]
+    nodes.write_bytes(gzip.compress("".join(lines).encode()))
+    assert example.main(["--edges", str(edges), "--nodes", str(nodes), *query]) == 0
+    again = capsys.readouterr().out
+    # Both are read the same, and nothing is left to chance.
+    assert again.splitlines()[2:] == printed.splitlines()[2:]
+    with pytest.raises(SystemExit, match="--nodes"):
+        example.main(["--edges", str(edges)])

@@ -1,12 +1,13 @@
 """Write the tables of measured results from the JSON that the benchmarks stored.
 
 ``benchmarks/results/*.json`` -> ``docs/_generated/performance.md``, or ``gpu.md`` in
-its place for those of a GPU, and between the markers of ``README.md``. With
-``--check``, say whether they are what the JSON makes.
+its place for those of a GPU, and between the markers of ``README.md``; those of a study
+-> its own page. With ``--check``, say whether they are what the JSON makes.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -109,6 +110,8 @@ SHOWN = {
     "paramixer",
     "paramixer_training",
     "operator_chain",
+    "embedding_step",
+    "edrep",
 }
 
 
@@ -209,10 +212,24 @@ def short(documents: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Measured on {machine}."])
 
 
+def study_path(document: dict[str, Any]) -> Path:
+    """Return the page of a study."""
+    return PAGE.with_name(f"embedding_{document['study']}.md")
+
+
+def study_page(document: dict[str, Any]) -> str:
+    """Return what a study makes of its results."""
+    module = importlib.import_module(f"tools.embedding.{document['study']}")
+    text: str = module.page(document)
+    return text
+
+
 def main() -> int:
     """Write the tables, or compare them."""
     paths = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    everything = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    documents = [each for each in everything if "study" not in each]
+    studies = [each for each in everything if "study" in each]
     of_cards = [each for each in documents if "device" in each["machine"]]
     documents = [each for each in documents if each not in of_cards]
     readme = README.read_text(encoding="utf-8")
@@ -222,6 +239,7 @@ def main() -> int:
         PAGE: page(documents),
         GPU_PAGE: gpu_page(of_cards),
         README: f"{head}{BEGIN}\n{short(documents)}\n{END}{tail}",
+        **{study_path(each): study_page(each) for each in studies},
     }
     if "--check" in sys.argv[1:]:
         stale = [

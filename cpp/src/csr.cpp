@@ -1,40 +1,12 @@
 #include <algorithm>
 #include <atomic>
 
-#include "arguments.hpp"
+#include "csr_parts.hpp"
 #include "factors_checks.hpp"
 #include "factors_core.hpp"
-#include "isa.hpp"
-#include "kernels/csr_kernels.hpp"
-
-SUBQUAD_DEFINE_KERNEL_TABLE(csr)
 
 namespace subquad::core {
 namespace {
-
-template <class T>
-const csr_functions<T>& functions();
-template <>
-const csr_functions<float>& functions() {
-  return csr_table().f32;
-}
-template <>
-const csr_functions<double>& functions() {
-  return csr_table().f64;
-}
-
-template <class T, class I>
-const csr_directions<T, I>& directions() {
-  if constexpr (sizeof(I) == 4) {
-    return functions<T>().int32;
-  } else {
-    return functions<T>().int64;
-  }
-}
-
-// Bytes of x that stay in the caches: past them, asking ahead for rows gains a tenth or more of the
-// time, below it costs up to a tenth.
-constexpr double kCaches = 16 << 20;
 
 // Non-zeros and rows of a task, from the sizes alone: about 20 us of work where x lies in the
 // caches, or so many that there are 4096 tasks, for each of which the workspace holds a row.
@@ -44,48 +16,38 @@ std::int64_t weight_of_task(const csr_sizes& size) {
 }
 
 template <class T>
-bool is_far(const csr_sizes& size) {
-  return static_cast<double>(size.columns) * static_cast<double>(size.d) * sizeof(T) > kCaches;
-}
-
-// In multiply-adds on what the first-level cache holds: rows from the caches beyond it take four
-// times as long, and from memory sixteen times.
-template <class T>
 double work_of(const csr_sizes& size) {
-  return (is_far<T>(size) ? 16.0 : 4.0) * static_cast<double>(size.batch) *
-         static_cast<double>(size.rows + size.nnz) * static_cast<double>(size.d + 8);
+  return static_cast<double>(size.batch) * static_cast<double>(size.rows + size.nnz) *
+         work_of_entry<T>(size.columns, size.d);
 }
 
 // A matrix cut into parts of about equal numbers of rows and non-zeros, wherever the threads are.
 // Parts begin where rows do, but within rows that are longer than a part.
 template <class I>
-class csr_cut {
+class csr_cut : public csr_matrix<I> {
  public:
   csr_cut(const array_view& indices, const array_view& indptr, const csr_sizes& size)
-      : indices_(vector_at<const I>(indices, 0)),
-        indptr_(vector_at<const I>(indptr, 0)),
-        columns_(size.columns),
-        rows_(size.rows),
-        weight_(weight_of_task(size)) {
-    require_indptr(size.nnz);
-    first_ = at(0);
-    count_ = divide_up(at(rows_) - first_ + rows_, weight_);
-  }
+      : csr_matrix<I>(indices, indptr, size.columns, size.nnz),
+        weight_(weight_of_task(size)),
+        count_(divide_up(last_entry() - first_entry() + rows(), weight_)) {}
+
+  using csr_matrix<I>::at;
+  using csr_matrix<I>::first_entry;
+  using csr_matrix<I>::last_entry;
+  using csr_matrix<I>::rows;
 
   std::int64_t count() const { return count_; }
-  std::int64_t first_entry() const { return first_; }
-  std::int64_t last_entry() const { return at(rows_); }
 
   csr_part<I> operator[](std::int64_t part) const {
-    return {indices_, indptr_, columns_, begin(part), begin(part + 1)};
+    return csr_matrix<I>::part(begin(part), begin(part + 1));
   }
 
   // Where a part begins.
   csr_position begin(std::int64_t part) const {
-    if (part >= count_) return {rows_, at(rows_)};
+    if (part >= count_) return {rows(), last_entry()};
     const std::int64_t target = part * weight_;
     std::int64_t row = 0;
-    for (std::int64_t above = rows_; above - row > 1;) {
+    for (std::int64_t above = rows(); above - row > 1;) {
       const std::int64_t middle = row + (above - row) / 2;
       (weight_before(middle) <= target ? row : above) = middle;
     }
@@ -98,52 +60,11 @@ class csr_cut {
     return position.entry > at(position.row);
   }
 
-  // Throws for the first index that is out of range.
-  [[noreturn]] void reject_index() const {
-    std::int64_t e = first_entry();
-    const auto index = [&] { return static_cast<std::int64_t>(indices_[e]); };
-    while (e + 1 < last_entry() && index() >= 0 && index() < columns_) ++e;
-    throw invalid_argument("indices: expected at least 0 and less than the " +
-                           std::to_string(columns_) + " rows of x, got " + std::to_string(index()) +
-                           " at position " + std::to_string(e));
-  }
-
  private:
-  std::int64_t at(std::int64_t row) const { return static_cast<std::int64_t>(indptr_[row]); }
+  std::int64_t weight_before(std::int64_t row) const { return at(row) - first_entry() + row; }
 
-  std::int64_t weight_before(std::int64_t row) const { return at(row) - first_ + row; }
-
-  void require_indptr(std::int64_t nnz) const {
-    constexpr std::int64_t kRows = 1 << 16;
-    std::atomic<bool> rising{at(0) >= 0 && at(rows_) <= nnz};
-    parallel_for(divide_up(rows_, kRows),
-                 threads_for(static_cast<double>(rows_), available_threads()),
-                 [&](std::int64_t task, int) {
-                   const std::int64_t end = std::min((task + 1) * kRows, rows_);
-                   bool good = true;
-                   for (std::int64_t row = task * kRows; row < end; ++row) {
-                     good = good & (indptr_[row] <= indptr_[row + 1]);
-                   }
-                   if (!good) rising.store(false, std::memory_order_relaxed);
-                 });
-    if (rising.load()) return;
-    std::int64_t row = 0;
-    std::int64_t least = 0;
-    for (; row < rows_ && at(row) >= least && at(row) <= nnz; ++row) least = at(row);
-    throw invalid_argument(
-        "indptr: expected numbers that do not decrease, from at least 0 to at "
-        "most nnz = " +
-        std::to_string(nnz) + ", got " + std::to_string(at(row)) + " at position " +
-        std::to_string(row));
-  }
-
-  vector_view<const I> indices_;
-  vector_view<const I> indptr_;
-  std::int64_t columns_;
-  std::int64_t rows_;
   std::int64_t weight_;
-  std::int64_t first_ = 0;
-  std::int64_t count_ = 0;
+  std::int64_t count_;
 };
 
 // What the continued part of a row that is longer than a part adds up to, for every part and index
@@ -178,15 +99,15 @@ void product_as(const csr_call& call, const array_view& data, const array_view& 
                  task.d = size.d;
                  task.scale = static_cast<T>(scale);
                  task.carry = carries + index * size.d;
-                 task.is_far = is_far<T>(size);
+                 task.is_far = is_far<T>(size.columns, size.d);
                  if (cut.begins_within_row(task.part.begin)) {
                    carried.store(true, std::memory_order_relaxed);
                  }
-                 if (!directions<T, I>().product(task)) {
+                 if (!csr_functions_of<T, I>().product(task)) {
                    valid.store(false, std::memory_order_relaxed);
                  }
                });
-  if (!valid.load()) cut.reject_index();
+  if (!valid.load()) cut.reject_index("x");
   if (!carried.load()) return;
   for (std::int64_t part = 0; part < parts; ++part) {
     const csr_position begin = cut.begin(part);
@@ -217,17 +138,17 @@ void reverse_as(const csr_call& call, const array_view& grad, const array_view& 
                  task.part = cut[part];
                  task.grad_data = to;
                  task.d = size.d;
-                 task.is_far = is_far<T>(size);
+                 task.is_far = is_far<T>(size.columns, size.d);
                  for (std::int64_t b = 0; b < size.batch; ++b) {
                    task.grad = matrix_at<const T>(grad, call.shape.offset(grad, 2, b));
                    task.x = matrix_at<const T>(x, call.shape.offset(x, 2, b));
                    task.accumulate = b > 0;
-                   if (!directions<T, I>().reverse(task)) {
+                   if (!csr_functions_of<T, I>().reverse(task)) {
                      valid.store(false, std::memory_order_relaxed);
                    }
                  }
                });
-  if (!valid.load()) cut.reject_index();
+  if (!valid.load()) cut.reject_index("x");
 }
 
 }  // namespace

@@ -4,7 +4,7 @@ Arrays may be NumPy, torch, JAX, Dask or any other array-API arrays; what comes 
 out.
 """
 
-from subquad import attention, factors, features, normalizers, scans, vjp
+from subquad import attention, embedding, factors, features, normalizers, scans, vjp
 from subquad._config import (
     get_isa,
     get_num_threads,
@@ -19,6 +19,13 @@ from subquad.attention import (
     LogAttentionState,
     linear_attention,
     log_linear_attention,
+)
+from subquad.embedding import (
+    EDRep,
+    Vocabulary,
+    cooccurrence,
+    random_walk,
+    temporal_walk,
 )
 from subquad.factors import (
     FactorWeights,
@@ -55,6 +62,7 @@ from subquad.scans import (
 
 __all__ = [
     "AttentionState",
+    "EDRep",
     "FactorWeights",
     "GaussianNormalizer",
     "InaccurateFeaturesWarning",
@@ -64,12 +72,15 @@ __all__ = [
     "NadarayaWatson",
     "OperatorChain",
     "RandomFeatures",
+    "Vocabulary",
     "__version__",
     "attention",
     "cdil_offsets",
     "chord_offsets",
+    "cooccurrence",
     "csr_product",
     "csr_transpose",
+    "embedding",
     "factor_values",
     "factors",
     "features",
@@ -87,12 +98,14 @@ __all__ = [
     "num_threads",
     "paramixer",
     "random_feature_attention",
+    "random_walk",
     "scans",
     "set_isa",
     "set_num_threads",
     "show_config",
     "signed_logcumsumexp",
     "sparse_factor_product",
+    "temporal_walk",
     "trigonometric_features",
     "vjp",
 ]

@@ -33,6 +33,11 @@ FeatureGradients: TypeAlias = tuple[
 FactorOffsets: TypeAlias = tuple[tuple[int, ...], ...]
 # The entries of a matrix in compressed rows, their columns, and where rows begin.
 CompressedRows: TypeAlias = tuple[Array, Array, Array]
+# Of an embedding's step: log counts, means and covariances of components; labels, and
+# by label a vector and a matrix; weights of rows, and their vector.
+KeyStatistics: TypeAlias = tuple[Array, Array, Array]
+OwnTerms: TypeAlias = tuple[Array, Array, Array]
+NullTerm: TypeAlias = tuple[Array, Array]
 NetworkGradients: TypeAlias = tuple[
     Array | None, Array | None, Array | None, Array | None, Array | None
 ]
@@ -270,6 +275,21 @@ class Backend(Protocol):
     def csr_transpose(
         self, data: Array, indices: Array, indptr: Array, n_columns: int, /
     ) -> CompressedRows: ...
+
+    # Of the optional groups each is whole or None. The third result is None without
+    # components; the first is x itself where `step` is 0.
+    def embedding_step(
+        self,
+        x: Array,
+        matrix: CompressedRows | None,
+        rows: Array,
+        scale: float,
+        components: KeyStatistics | None,
+        own: OwnTerms | None,
+        null: NullTerm | None,
+        step: float,
+        /,
+    ) -> tuple[Array, Array, Array | None]: ...
 
     def logcumsumexp(
         self,

@@ -57,6 +57,7 @@ def train_centroids(
     metric: Metric = "euclidean",
     max_iter: int = 25,
     n_init: int | None = None,
+    start: Float64 | None = None,
     generator: np.random.Generator,
 ) -> Float64:
     """Return the centroids of the best of several k-means runs on the given rows.
@@ -80,6 +81,8 @@ def train_centroids(
         Most iterations of a run.
     n_init : int, optional
         Number of runs. By default 4, or 1 for more than 64 clusters.
+    start : ndarray of float64, shape (n_clusters, d), optional
+        Centroids that a single run starts from, in place of seeds.
     generator : numpy.random.Generator
         Source of the seeds, used in an order that does not depend on the library of the
         rows.
@@ -102,6 +105,11 @@ def train_centroids(
         origin = np.zeros(rows.shape[1])
         norms = np.ones(rows.shape[0])
     host_weights = None if weights is None else to_host(weights).astype(np.float64)
+    if start is not None:
+        moved, _ = _run(
+            rows, start - origin, weights, host_weights, norms, metric, max_iter
+        )
+        return moved + origin.astype(np.float64)
     if n_init is None:
         n_init = _RESTARTS if n_clusters <= _MOST_CLUSTERS_RESTARTED else 1
     # Runs that start badly stay behind: a few iterations tell which to go on with.

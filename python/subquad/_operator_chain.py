@@ -6,7 +6,7 @@ they that call scipy, or CuPy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -28,6 +28,10 @@ SparseMatrix: TypeAlias = Any
 CompressedRows: TypeAlias = tuple[Array, Array, Array]
 # Library, device and type of what is multiplied, and the type of the chain's entries.
 Key: TypeAlias = tuple[str, str, str, str]
+# Of A, rows, what is added and a scale: scale A rows + what is added.
+Multiply: TypeAlias = Callable[["_Matrix", Array, Array | None, float], Array]
+# A matrix A, or none, rows and a scale, for scale A rows.
+LastProduct: TypeAlias = tuple[CompressedRows | None, Array, float]
 
 
 class OperatorChain:
@@ -325,23 +329,61 @@ class OperatorChain:
 
     def _apply(self, backend: _dispatch.Backend, x: Array) -> Array:
         """Return the product with x, of the type that is computed in."""
-        matrices = self._in_order()
-        backward = _is_differentiated(x)
+        multiply = self._multiplication(backend, x)
+        matrix, rows, scale = self._all_but_last(multiply, x)
+        return rows if matrix is None else multiply(matrix, rows, None, scale)
+
+    def _last_product(self, x: Array) -> LastProduct:
+        """Return what is left to multiply, for kernels that do more with the product.
+
+        Parameters
+        ----------
+        x : array of shape (n, d)
+            Of a type that is computed in, and of the chain's type or a wider one; no
+            gradient passes through it.
+
+        Returns
+        -------
+        matrix : tuple of arrays, or None
+            Data, indices and indptr of a matrix A in compressed rows.
+        rows : array
+        scale : float
+            The product is scale * A @ rows, or scale * rows where there is no matrix.
+        """
+        multiply = self._multiplication(_dispatch.backend_for(x=x), x)
+        matrix, rows, scale = self._all_but_last(multiply, x)
+        if matrix is None:
+            return None, rows, scale
+        return matrix.arrays_for(x, self._key_of(x)), rows, scale
+
+    def _key_of(self, x: Array) -> Key:
         library, device = _dispatch.library_of(x), _dispatch.device_of(x)
-        key = (library.name, str(device), dtype_name(x.dtype), self._dtype.name)
+        return library.name, str(device), dtype_name(x.dtype), self._dtype.name
+
+    def _multiplication(self, backend: _dispatch.Backend, x: Array) -> Multiply:
+        """Return what multiplies a matrix and rows of the kind of x."""
+        backward = _is_differentiated(x)
+        key = self._key_of(x)
 
         def multiply(
             matrix: _Matrix, rows: Array, addend: Array | None, scale: float
         ) -> Array:
-            arrays = matrix.arrays_for(x, key)
-            transposed = matrix.transpose().arrays_for(x, key) if backward else None
+            arrays = matrix.arrays_for(rows, key)
+            transposed = matrix.transpose().arrays_for(rows, key) if backward else None
             return backend.csr_product(*arrays, rows, addend, scale, transposed)
 
+        return multiply
+
+    def _all_but_last(
+        self, multiply: Multiply, x: Array
+    ) -> tuple[_Matrix | None, Array, float]:
+        """Return A or None, rows and a scale: the product with x is scale A rows."""
+        matrices = self._in_order()
         last = len(matrices) - 1
         if not self._mean:
-            for matrix in matrices:
+            for matrix in matrices[:last]:
                 x = multiply(matrix, x, None, 1.0)
-            return x
+            return matrices[last], x, 1.0
         share = 1.0 / len(matrices)
         if self._transposed or all(matrix is matrices[0] for matrix in matrices):
             # All but the last one are square: B₁ x + B₂ B₁ x + … of the transpose is
@@ -349,12 +391,12 @@ class OperatorChain:
             rows = x
             for matrix in matrices[:last]:
                 rows = multiply(matrix, rows, x, 1.0)
-            return multiply(matrices[last], rows, None, share)
+            return matrices[last], rows, share
         rows = total = multiply(matrices[0], x, None, share)
-        for matrix in matrices[1:]:
+        for matrix in matrices[1:last]:
             rows = multiply(matrix, rows, None, 1.0)
             total = total + rows
-        return total
+        return None, multiply(matrices[last], rows, total, 1.0), 1.0
 
 
 class _Matrix:

@@ -1,19 +1,14 @@
-"""The command line: ``subquad demo``, ``subquad normalizers``, ``subquad config``."""
+"""The command line: ``subquad demo``, ``normalizers``, ``embed``, ``config``."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import math
-import os
-import signal
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +22,21 @@ except ModuleNotFoundError:
 import subquad
 
 from . import _kmeans
+from ._cli_common import (
+    Failed,
+    Start,
+    Unusable,
+    check_output,
+    ends_orderly,
+    input_file,
+    output_file,
+    progress,
+    thread_count,
+    threads_option,
+    whole_files,
+    why,
+)
+from ._cli_embed import embed
 
 Rows = npt.NDArray[Any]
 
@@ -35,18 +45,6 @@ Rows = npt.NDArray[Any]
 _BLOCK_ROWS = 32_768
 _BLOCK_BYTES = 64 * 2**20
 _ESTIMATED_ROWS = 1000
-
-
-class _Unusable(click.ClickException):
-    """What the command line names cannot be used as it is."""
-
-    exit_code = 2
-
-
-class _Failed(click.ClickException):
-    """The work could not be finished."""
-
-    exit_code = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +68,13 @@ class _RowFile:
         try:
             taken = np.array(self.array[rows], dtype=self.dtype, order="C")
         except OSError as error:
-            raise _Failed(f"{self.path}: cannot be read: {_why(error)}") from error
+            raise Failed(f"{self.path}: cannot be read: {why(error)}") from error
         finite = np.isfinite(taken).all(axis=1)
         if not finite.all():
             place = int(np.argmin(finite))
             row = place + rows.start if isinstance(rows, slice) else int(rows[place])
             value = taken[place][~np.isfinite(taken[place])][0]
-            raise _Failed(
+            raise Failed(
                 f"{self.path}: row {row} holds {value}; every value must be finite"
             )
         if self.scale != 1.0:
@@ -89,10 +87,6 @@ class _RowFile:
             yield start, self.block(slice(start, min(start + size, len(self))))
 
 
-def _why(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
 def _load(path: Path) -> Rows:
     """Map a ``.npy`` file, or load the only matrix of an ``.npz`` file."""
     try:
@@ -100,25 +94,25 @@ def _load(path: Path) -> Rows:
             magic = file.read(6)
             file.seek(0)
             if not magic:
-                raise _Unusable(f"{path}: the file is empty")
+                raise Unusable(f"{path}: the file is empty")
             if magic.startswith(b"PK"):
                 with np.load(file, allow_pickle=False) as archive:
                     return _only_matrix(path, archive)
         if magic != b"\x93NUMPY":
-            raise _Unusable(f"{path}: not a NumPy .npy or .npz file")
+            raise Unusable(f"{path}: not a NumPy .npy or .npz file")
         mapped: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
         return mapped
     except click.ClickException:
         raise
     except OSError as error:
-        raise _Unusable(f"{path}: cannot be read: {_why(error)}") from error
+        raise Unusable(f"{path}: cannot be read: {why(error)}") from error
     except MemoryError:
-        raise _Failed(
+        raise Failed(
             f"{path}: does not fit into memory; save its array as .npy, which is "
             "read in blocks"
         ) from None
     except Exception as error:  # noqa: BLE001 - damage shows as whatever meets it
-        raise _Unusable(
+        raise Unusable(
             f"{path}: damaged, cut short or no array of numbers ({error})"
         ) from None
 
@@ -132,7 +126,7 @@ def _only_matrix(path: Path, archive: Any) -> Rows:
             if array.ndim == 2 and array.dtype.kind == "f":
                 found[name] = array
     if len(found) != 1:
-        raise _Unusable(
+        raise Unusable(
             f"{path}: expected one matrix of floating-point numbers in the archive, "
             f"got {len(found)} among {', '.join(archive.files) or 'no arrays'}"
         )
@@ -142,138 +136,18 @@ def _only_matrix(path: Path, archive: Any) -> Rows:
 def _open_rows(path: Path, what: str, scale: float) -> _RowFile:
     array = _load(path)
     if array.ndim != 2:
-        raise _Unusable(
+        raise Unusable(
             f"{path}: {what} must be a matrix (rows, columns), got shape {array.shape}"
         )
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise _Unusable(
+        raise Unusable(
             f"{path}: {what} must be float16, float32 or float64, got "
             f"{array.dtype}; convert them, for instance with .astype('float32')"
         )
     if array.shape[1] == 0:
-        raise _Unusable(f"{path}: {what} have no columns, shape {array.shape}")
+        raise Unusable(f"{path}: {what} have no columns, shape {array.shape}")
     width = np.dtype(np.float64 if array.dtype.itemsize == 8 else np.float32)
     return _RowFile(path, array, width, scale)
-
-
-@contextlib.contextmanager
-def _atomic_vector(path: Path, size: int, dtype: np.dtype[Any]) -> Iterator[BinaryIO]:
-    """Open a ``.npy`` file of one vector that appears when it is whole, or never.
-
-    It is written beside `path`, its space reserved at once, so that a full disk is
-    known before hours of work.
-    """
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (size,),
-    }
-    part: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".part", dir=path.parent
-        )
-        part = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            file.flush()
-            _reserve(file, file.tell() + size * dtype.itemsize)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)
-        part.replace(path)
-    except OSError as error:
-        raise _Failed(_output_failure(path, size * dtype.itemsize, error)) from error
-    finally:
-        if part is not None:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-
-
-def _reserve(file: BinaryIO, size: int) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        # Some file systems cannot reserve; there a full disk shows while writing.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-
-
-def _output_failure(path: Path, size: int, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{path}: no room for {size} bytes: {_why(error)}; nothing was written"
-    return f"{path}: cannot be written: {_why(error)}"
-
-
-def _check_output(path: Path, inputs: list[Path]) -> None:
-    if path.is_dir():
-        raise _Unusable(f"{path}: the output must be a file, this is a directory")
-    if path.exists() and not path.is_file():
-        raise _Unusable(f"{path}: the output must be a plain file")
-    if not path.parent.is_dir():
-        raise _Unusable(f"{path}: there is no directory {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise _Unusable(f"{path}: the directory {path.parent} is not writable")
-    for source in inputs:
-        if path.exists() and path.samefile(source):
-            raise _Unusable(f"{path}: the output would replace an input")
-
-
-@contextlib.contextmanager
-def _ends_orderly() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], Callable[[float], None]]]:
-    """Give a function that opens a bar on standard error; silent without a terminal."""
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-    except ModuleNotFoundError:
-        yield lambda text, total: lambda amount: None
-        return
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-
-        def start(text: str, total: float) -> Callable[[float], None]:
-            task = bars.add_task(text, total=total)
-
-            def advance(amount: float) -> None:
-                bars.advance(task, amount)
-
-            return advance
-
-        yield start
 
 
 def _self_index(
@@ -296,9 +170,6 @@ class _Job:
     def own(self) -> bool:
         """Whether the queries are the keys."""
         return self.queries is self.keys
-
-
-Start = Callable[[str, float], Callable[[float], None]]
 
 
 def _exact(job: _Job, start: Start) -> Iterator[Rows]:
@@ -391,30 +262,15 @@ def _positive(
     return value
 
 
-_threads = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads to use (default: all)."
-)
-
-
-@contextlib.contextmanager
-def _thread_count(threads: int | None) -> Iterator[None]:
-    if threads is None:
-        yield
-    else:
-        with subquad.num_threads(threads):
-            yield
-
-
-_file = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
-
-
 @main.command("normalizers")
-@click.argument("keys", type=_file)
-@click.option("--queries", type=_file, help="Queries; by default the keys themselves.")
+@click.argument("keys", type=input_file)
+@click.option(
+    "--queries", type=input_file, help="Queries; by default the keys themselves."
+)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=output_file,
     required=True,
     help="Where log Z goes, a .npy file of one number for each query.",
 )
@@ -452,7 +308,7 @@ _file = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     help="Divides every score.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@_threads
+@threads_option
 @click.option("--chunk-rows", type=click.IntRange(min=1), help="Rows read at a time.")
 def _normalizers(
     keys: Path,
@@ -488,16 +344,16 @@ def _normalizers(
         raise click.UsageError("--exclude-self needs the queries to be the keys")
     if rank is not None and covariance != "low_rank":
         raise click.UsageError("--rank needs --covariance low_rank")
-    _check_output(output, [keys] + ([queries] if queries else []))
+    check_output(output, [keys] + ([queries] if queries else []))
     # Scores are divided by the temperature; the root on both sides keeps a query that
     # is a key equal to it.
     scale = 1.0 / math.sqrt(temperature)
     key_rows = _open_rows(keys, "keys", scale)
     query_rows = key_rows if queries is None else _open_rows(queries, "queries", scale)
     if len(key_rows) == 0:
-        raise _Unusable(f"{keys}: there are no keys, shape {key_rows.array.shape}")
+        raise Unusable(f"{keys}: there are no keys, shape {key_rows.array.shape}")
     if query_rows.columns != key_rows.columns:
-        raise _Unusable(
+        raise Unusable(
             f"{query_rows.path}: queries must have {key_rows.columns} columns, as the "
             f"keys have, got {query_rows.columns}"
         )
@@ -515,11 +371,12 @@ def _normalizers(
     note = ""
     try:
         with (
-            _ends_orderly(),
-            _thread_count(threads),
-            _progress() as start,
-            _atomic_vector(output, len(query_rows), dtype) as file,
+            ends_orderly(),
+            thread_count(threads),
+            progress() as start,
+            whole_files() as outputs,
         ):
+            file = outputs.array(output, (len(query_rows),), dtype)
             if method == "exact":
                 results = _exact(job, start)
             else:
@@ -540,38 +397,41 @@ def _normalizers(
             for values in results:
                 file.write(np.ascontiguousarray(values, dtype=dtype).data)
     except MemoryError:
-        raise _Failed("out of memory; --chunk-rows makes the blocks smaller") from None
+        raise Failed("out of memory; --chunk-rows makes the blocks smaller") from None
     except (ValueError, TypeError) as error:
-        raise _Failed(str(error)) from error
+        raise Failed(str(error)) from error
     click.echo(f"wrote {output}: {len(query_rows)} values of {dtype}{note}", err=True)
+
+
+main.add_command(embed)
 
 
 @main.command("demo")
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path),
+    type=output_file,
     default=Path("subquad-demo.png"),
     show_default=True,
     help="The figure.",
 )
 @click.option("--quick", is_flag=True, help="Small data, a few seconds.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@_threads
+@threads_option
 def _show(output: Path, quick: bool, seed: int, threads: int | None) -> None:
     """Show accuracy and time of every way to a normaliser, on real data."""
     from . import _demo
 
-    _check_output(output, [])
+    check_output(output, [])
     try:
-        with _ends_orderly(), _thread_count(threads):
+        with ends_orderly(), thread_count(threads):
             _demo.run(output, quick=quick, seed=seed)
     except ModuleNotFoundError as error:
-        raise _Failed(
+        raise Failed(
             f'the demo needs {error.name}: pip install "subquad[cli]" matplotlib'
         ) from None
     except OSError as error:
-        raise _Failed(f"{output}: cannot be written: {_why(error)}") from error
+        raise Failed(f"{output}: cannot be written: {why(error)}") from error
 
 
 @main.command("config")

@@ -3,160 +3,68 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "factors.cuh"
+#include "csr_rows.cuh"
 
 namespace subquad::cuda {
 namespace {
 
-// Where the elements of a matrix's rows lie. What an index out of range would lead to is left out.
-template <class Index>
-struct csr_rows {
-  vector_view<const Index> indices;
-  vector_view<const Index> indptr;
-  std::int64_t rows;
-  std::int64_t columns;
-  std::int64_t nnz;
-
-  csr_rows(const csr_sizes& size, const array_view& index_array, const array_view& starts)
-      : indices(vector_at<const Index>(index_array, 0)),
-        indptr(vector_at<const Index>(starts, 0)),
-        rows(size.rows),
-        columns(size.columns),
-        nnz(size.nnz) {}
-
-  SUBQUAD_DEVICE std::int64_t start(std::int64_t row) const {
-    const std::int64_t at = indptr[row];
-    return at < 0 ? 0 : at > nnz ? nnz : at;
-  }
-  SUBQUAD_DEVICE std::int64_t column(std::int64_t element) const {
-    const std::int64_t at = indices[element];
-    return at >= 0 && at < columns ? at : -1;
-  }
-};
-
 enum product_array { kProductX, kAddend, kProductOut, kProductArrays };
 
-// out_i = scale sum_e data_e x_(indices_e) + addend_i. A row is of `lanes` * `slots` neighbouring
-// lanes: kChannels channels to a lane, and every slots-th element of the row; the slots' sums are
-// added by halves. A row of more than kLong elements is a whole block's: its warps' sums are added
-// in their order. Shapes and the matrix determine the order of all sums; with p elements in a row
-// the error is at most (p + 1) u |scale| sum_e |data_e x_e| + u |out|, u = 2^-24 or 2^-53.
+// out_i = scale sum_e data_e x_(indices_e) + addend_i, sums as of csr_row_sums: with p elements in a
+// row the error is at most (p + 1) u |scale| sum_e |data_e x_e| + u |out|, u = 2^-24 or 2^-53.
 template <class T, class Index>
 struct csr_product_kernel {
   static constexpr int kThreads = 256;
   static constexpr int kBlocks = 3;
-  static constexpr int kWarps = kThreads / kWarp;
-  static constexpr int kWidth = kChannels<T>;
-  static constexpr int kElements = 4;  // whose loads are under way at a time
-  static constexpr std::int64_t kLong = 512;
-  using block = channels<T, kWidth>;
+  using row_sums = csr_row_sums<T, Index, kThreads>;
+  using block = typename row_sums::block;
   struct shared_memory {
     std::int64_t offsets[kProductArrays];
     std::int64_t starts[kThreads + 1];  // of the block's rows
-    block sums[kWarps][kWarp];
+    typename row_sums::of_warps sums;
   };
 
-  csr_rows<Index> matrix;
-  vector_view<const T> data;
+  row_sums elements;
   channel_view<const T> x;
   channel_view<const T> addend;  // optional
   channel_view<T> out;
   batches<kProductArrays> batch;
   std::int64_t tiles;
   T scale;
-  int d;
-  int lanes;
-  int slots;
   int parts;  // of the channels, each lanes * kWidth of them
 
   SUBQUAD_DEVICE void operator()(shared_memory& shared) const {
     const int thread = static_cast<int>(threadIdx.x);
-    const int rows_of_block = kThreads / (lanes * slots);
+    const int rows_of_block = elements.rows_at_a_time();
     const auto block_index = static_cast<std::int64_t>(blockIdx.x);
     const std::int64_t b = block_index / parts / tiles;
     const std::int64_t first_row = block_index / parts % tiles * rows_of_block;
+    const std::int64_t left = elements.matrix.rows - first_row;
+    const int rows = left < rows_of_block ? static_cast<int>(left) : rows_of_block;
     if (thread < kProductArrays) shared.offsets[thread] = batch.offset(thread, b);
-    for (int i = thread; i <= rows_of_block; i += kThreads) {
-      shared.starts[i] =
-          first_row + i <= matrix.rows ? matrix.start(first_row + i) : std::int64_t{0};
+    for (int i = thread; i <= rows; i += kThreads) {
+      shared.starts[i] = elements.matrix.start(first_row + i);
     }
     __syncthreads();
-    const int channel = (static_cast<int>(block_index % parts) * lanes + thread % lanes) * kWidth;
-    const channel_view<const T> from = x.from(shared.offsets[kProductX]);
-    const int mine = thread / (lanes * slots);
-    const bool is_long =
-        first_row + mine < matrix.rows && shared.starts[mine + 1] - shared.starts[mine] > kLong;
-    const bool any_long = __syncthreads_or(is_long) != 0;
-    // At first all rows but the long ones, then these one by one, in one piece of code.
-    SUBQUAD_NO_UNROLL
-    for (int turn = -1; turn < (any_long ? rows_of_block : 0); ++turn) {
-      const bool is_whole = turn >= 0;
-      const int own = is_whole ? turn : mine;
-      const std::int64_t start = shared.starts[own];
-      const std::int64_t end = shared.starts[own + 1];
-      const bool exists = first_row + own < matrix.rows && is_whole == (end - start > kLong);
-      if (is_whole && !exists) continue;
-      const int slot = thread / lanes % (is_whole ? kThreads : slots);
-      block total = block::zero();
-      if (exists && channel < d) {
-        add_elements(total, from, start + slot, end, is_whole ? kThreads / lanes : slots, channel);
-      }
-      add_lanes(total, is_whole ? kWarp / lanes : slots);
-      if (is_whole) {
-        __syncthreads();
-        shared.sums[thread / kWarp][thread % kWarp] = total;
-        __syncthreads();
-        for (int warp = 1; warp < kWarps; ++warp) total.add(shared.sums[warp][thread % lanes]);
-      }
-      if (exists && slot == 0 && channel < d) finish(total, first_row + own, channel, shared);
-    }
-  }
-
-  SUBQUAD_DEVICE void add_elements(block& total, const channel_view<const T>& from,
-                                   std::int64_t start, std::int64_t end, int step,
-                                   int channel) const {
-    for (std::int64_t first = start; first < end; first += kElements * step) {
-      std::int64_t columns[kElements];
-      T factors[kElements];
-      block terms[kElements];
-      SUBQUAD_UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        const std::int64_t at = first + e * step;
-        columns[e] = at < end ? matrix.column(at) : -1;
-        if (columns[e] >= 0) factors[e] = data[at];
-      }
-      SUBQUAD_UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        if (columns[e] >= 0) from.load(terms[e], columns[e], channel, d);
-      }
-      SUBQUAD_UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        if (columns[e] >= 0) total.add(factors[e], terms[e]);
-      }
-    }
-  }
-
-  // The sum over `count` lanes that have the same channels, to all of them.
-  SUBQUAD_DEVICE void add_lanes(block& total, int count) const {
-    for (int flip = lanes; flip < lanes * count; flip *= 2) {
-      SUBQUAD_UNROLL
-      for (int c = 0; c < kWidth; ++c) {
-        total.values[c] += __shfl_xor_sync(0xffffffffu, total.values[c], flip);
-      }
-    }
+    const int first_channel =
+        static_cast<int>(block_index % parts) * elements.lanes * row_sums::kWidth;
+    elements.run(x.from(shared.offsets[kProductX]), shared.starts, rows, first_channel, shared.sums,
+                 [&](const block& total, int row, int channel) {
+                   finish(total, first_row + row, channel, shared);
+                 });
   }
 
   SUBQUAD_DEVICE void finish(const block& total, std::int64_t row, int channel,
                              const shared_memory& shared) const {
     block result;
     block more = block::zero();
-    if (addend) addend.from(shared.offsets[kAddend]).load(more, row, channel, d);
+    if (addend) addend.from(shared.offsets[kAddend]).load(more, row, channel, elements.d);
     SUBQUAD_UNROLL
-    for (int c = 0; c < kWidth; ++c) {
+    for (int c = 0; c < row_sums::kWidth; ++c) {
       result.values[c] =
           addend ? fma(scale, total.values[c], more.values[c]) : scale * total.values[c];
     }
-    out.from(shared.offsets[kProductOut]).store(result, row, channel, d);
+    out.from(shared.offsets[kProductOut]).store(result, row, channel, elements.d);
   }
 };
 
@@ -165,22 +73,18 @@ void csr_product_as(const csr_call& call, const array_view& data, const array_vi
                     const array_view& indptr, const array_view& x, const array_view* addend,
                     double scale, const array_view& out) {
   using kernel = csr_product_kernel<T, Index>;
-  constexpr int kWidth = kernel::kWidth;
+  constexpr int kWidth = kernel::row_sums::kWidth;
   const csr_sizes& size = call.size;
   if (size.d == 0) return;
+  const typename kernel::row_sums elements(size, data, indices, indptr);
   const auto batch = batches_of<kProductArrays>(call.shape, {{&x, 2}, {addend, 2}, {&out, 2}});
-  const int lanes = lanes_of_channels(size.d, kWidth);
-  // As many elements at a time as rows have, in the mean.
-  int slots = 1;
-  while (lanes * slots < kWarp && slots * size.rows < size.nnz) slots *= 2;
-  const std::int64_t tiles = divide_up(size.rows, kernel::kThreads / (lanes * slots));
-  const auto parts = static_cast<int>(divide_up(size.d, std::int64_t{lanes} * kWidth));
+  const std::int64_t tiles = divide_up(size.rows, elements.rows_at_a_time());
+  const auto parts = static_cast<int>(divide_up(size.d, std::int64_t{elements.lanes} * kWidth));
   launch(size.batch * tiles * parts,
-         kernel{csr_rows<Index>(size, indices, indptr), vector_at<const T>(data, 0),
-                channels_of<const T>(&x, batch, kProductX, kWidth),
+         kernel{elements, channels_of<const T>(&x, batch, kProductX, kWidth),
                 channels_of<const T>(addend, batch, kAddend, kWidth),
                 channels_of<T>(&out, batch, kProductOut, kWidth), batch, tiles,
-                static_cast<T>(scale), static_cast<int>(size.d), lanes, slots, parts});
+                static_cast<T>(scale), parts});
 }
 
 enum csr_dots_array { kDotsGrad, kDotsX, kDotsArrays };

@@ -8,6 +8,7 @@ from subquad._reference.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._reference.embedding import embedding_gradient, embedding_step
 from subquad._reference.factors import (
     csr_product,
     csr_product_vjp,
@@ -53,6 +54,8 @@ __all__ = [
     "csr_product",
     "csr_product_vjp",
     "csr_transpose",
+    "embedding_gradient",
+    "embedding_step",
     "factor_values",
     "factor_values_vjp",
     "gaussian_log_normalizer",

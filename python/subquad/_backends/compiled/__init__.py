@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from subquad._backends.compiled.attention import AttentionKernels
+from subquad._backends.compiled.embedding import EmbeddingKernels
 from subquad._backends.compiled.factors import FactorKernels
 from subquad._backends.compiled.features import FeatureKernels
 from subquad._backends.compiled.memory import CPU, CUDA, _core, serves_cuda
@@ -25,7 +26,12 @@ has_attention_step = True
 
 
 class Kernels(
-    NormalizerKernels, FeatureKernels, FactorKernels, ScanKernels, AttentionKernels
+    NormalizerKernels,
+    FeatureKernels,
+    FactorKernels,
+    EmbeddingKernels,
+    ScanKernels,
+    AttentionKernels,
 ):
     """The primitives over one library's memory of the CPU, or of CUDA."""
 
@@ -77,6 +83,7 @@ factor_values_vjp = _KERNELS.factor_values_vjp
 csr_product = _KERNELS.csr_product
 csr_product_vjp = _KERNELS.csr_product_vjp
 csr_transpose = _KERNELS.csr_transpose
+embedding_step = _KERNELS.embedding_step
 logcumsumexp = _KERNELS.logcumsumexp
 logcumsumexp_vjp = _KERNELS.logcumsumexp_vjp
 signed_logcumsumexp = _KERNELS.signed_logcumsumexp

@@ -12,6 +12,7 @@ from subquad._backends.dask.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.dask.embedding import embedding_step
 from subquad._backends.dask.factors import (
     csr_product,
     csr_product_vjp,
@@ -57,6 +58,7 @@ __all__ = [
     "csr_product",
     "csr_product_vjp",
     "csr_transpose",
+    "embedding_step",
     "factor_values",
     "factor_values_vjp",
     "fit_statistics",

@@ -16,6 +16,7 @@ from subquad._backends.torch.attention import (
     log_linear_attention,
     log_linear_attention_vjp,
 )
+from subquad._backends.torch.embedding import embedding_step
 from subquad._backends.torch.factors import (
     csr_product,
     csr_product_vjp,
@@ -60,6 +61,7 @@ __all__ = [
     "csr_product",
     "csr_product_vjp",
     "csr_transpose",
+    "embedding_step",
     "factor_values",
     "factor_values_vjp",
     "gaussian_log_normalizer",
