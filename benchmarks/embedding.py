@@ -155,7 +155,7 @@ class _Epoch:
         from benchmarks.factors import _csr
 
         tensors = [torch.from_numpy(a) for a in (self.x, self.rows, *self.components)]
-        x, rows, shares, means, covariances = tensors
+        x, rows, *components = tensors
         matrix = None
         if self.has_matrix:
             parts = (self.matrix.indptr, self.matrix.indices, self.matrix.data)
@@ -163,21 +163,8 @@ class _Epoch:
             matrix = _csr(torch, *csr, self.matrix.shape)
 
         def call() -> Any:
-            with torch.no_grad():
-                pull = rows if matrix is None else matrix @ rows
-                turned = torch.matmul(x, covariances)
-                forms = (turned * x).sum(dim=-1).T
-                logs = shares + x @ means.T + forms / 2
-                weights = logs.softmax(dim=1)
-                gradient = torch.einsum("ia,aid->id", weights, turned)
-                gradient += weights @ means
-                gradient -= pull
-                gradient -= (gradient * x).sum(dim=1, keepdim=True) * x
-                gradient /= gradient.norm(dim=1, keepdim=True)
-                out = math.sqrt(1 - _STEP**2) * x - _STEP * gradient
-                attraction = (x * pull).sum(dim=1)
-                found = out, attraction, logs.logsumexp(dim=1)
-                return tuple(a.numpy() for a in found)
+            found = torch_step(torch, x, matrix, rows, components)
+            return tuple(a.numpy() for a in found)
 
         return call
 
@@ -231,6 +218,24 @@ class _Epoch:
         roundings = math.sqrt(longest + self.k * self.d + 8)
         tolerance = EPS32 * roundings * (1 + _STEP * condition)
         return Check(error, tolerance, "root mean square")
+
+
+def torch_step(torch: Any, x: Any, matrix: Any, rows: Any, components: Any) -> Any:
+    """Return next rows, attractions and log Z, by torch on any device."""
+    shares, means, covariances = components
+    with torch.no_grad():
+        pull = rows if matrix is None else matrix @ rows
+        turned = torch.matmul(x, covariances)
+        forms = (turned * x).sum(dim=-1).T
+        logs = shares + x @ means.T + forms / 2
+        weights = logs.softmax(dim=1)
+        gradient = torch.einsum("ia,aid->id", weights, turned)
+        gradient += weights @ means
+        gradient -= pull
+        gradient -= (gradient * x).sum(dim=1, keepdim=True) * x
+        gradient /= gradient.norm(dim=1, keepdim=True)
+        out = math.sqrt(1 - _STEP**2) * x - _STEP * gradient
+        return out, (x * pull).sum(dim=1), logs.logsumexp(dim=1)
 
 
 def _epochs(options: Options) -> Iterable[_Epoch]:

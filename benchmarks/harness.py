@@ -41,6 +41,7 @@ MODULES = (
     "gpu_scans",
     "gpu_features",
     "gpu_factors",
+    "gpu_embedding",
 )
 SCHEMA = 1
 # A timed block is at least this long, so that the clock does not show in tiny calls.

@@ -85,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--neighbours", type=int, default=8, help="of each word")
     result.add_argument("--window", type=int, default=5, help="largest distance")
     result.add_argument("--min-count", type=int, default=5, help="rarer words drop out")
+    result.add_argument(
+        "--subsample",
+        type=float,
+        default=1e-3,
+        help="words of more than this share of a text are partly dropped",
+    )
     result.add_argument("--dim", type=int, default=64, help="dimensions")
     result.add_argument("--epochs", type=int, default=30)
     result.add_argument("--similarity", type=Path, nargs="+", default=[])
@@ -102,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentences(text),
         window=options.window,
         min_count=options.min_count,
-        subsample=1e-3,
+        subsample=options.subsample,
         random_state=options.seed,
         dtype=np.float32,
     )

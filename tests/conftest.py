@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -44,6 +45,15 @@ else:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Operations are compiled anew for every shape: compiling is all that takes time.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # Without the newer emitters it takes half of that. XLA ends the process where it
+    # does not know a flag.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version("jaxlib").startswith("0.10."):
+            os.environ.setdefault(
+                "XLA_FLAGS",
+                "--xla_cpu_use_fusion_emitters=false"
+                " --xla_cpu_parallel_codegen_split_count=1",
+            )
 # A test that needs a compiler must not start one process per core.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 

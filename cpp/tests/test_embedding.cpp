@@ -588,41 +588,35 @@ void absent_components() {
   SUBQUAD_CHECK(same);
 }
 
-// A power of two before the whole gradient changes nothing, however large or small squares become.
+// Gradients whose squares overflow or vanish are followed as any others, and change nothing of the
+// rows beside them.
 template <class T, class I>
 void magnitudes() {
   problem p;
   p.n = 45;
   p.d = 9;
-  const arrays<T, I> with(p);
-  const result<T> plain = turn(p, with);
-  for (const int power : sizeof(T) == 4 ? std::vector<int>{-95, -60, 60, 110}
-                                        : std::vector<int>{-950, -500, 500, 1000}) {
-    problem q = p;
-    q.scale = std::ldexp(1.0, power);
-    const result<T> found = turn(q, with);
-    bool same = true;
-    for (std::int64_t i = 0; i < p.n; ++i) {
-      for (std::int64_t j = 0; j < p.d; ++j)
-        same = same && found.out.at(i, j) == plain.out.at(i, j);
-    }
-    SUBQUAD_CHECK(same);
+  const int powers[] = {sizeof(T) == 4 ? -95 : -950, sizeof(T) == 4 ? -60 : -500,
+                        sizeof(T) == 4 ? 60 : 500, sizeof(T) == 4 ? 110 : 1000};
+  for (const int power : powers) {
+    p.scale = std::ldexp(1.0, power);
+    is_right<T, I>(p);
   }
-  // One row in the middle of others: these keep every bit.
+  p.scale = 1;
+  const result<T> plain = turn(p, arrays<T, I>(p));
   arrays<T, I> mixed(p);
   for (std::int64_t j = 0; j < p.d; ++j) {
-    mixed.rows.at(5, j) = std::ldexp(mixed.rows.at(5, j), sizeof(T) == 4 ? -95 : -900);
-    mixed.rows.at(12, j) = std::ldexp(mixed.rows.at(12, j), sizeof(T) == 4 ? 95 : 900);
+    mixed.rows.at(5, j) = std::ldexp(mixed.rows.at(5, j), powers[0]);
+    mixed.rows.at(12, j) = std::ldexp(mixed.rows.at(12, j), powers[3]);
     mixed.rows.at(20, j) = T(0);
   }
   const result<T> found = turn(p, mixed);
-  bool same = true;
+  bool right = true;
   for (std::int64_t i = 0; i < p.n; ++i) {
-    for (std::int64_t j = 0; j < p.d; ++j) {
-      same = same && found.out.at(i, j) == (i == 20 ? mixed.x.at(i, j) : plain.out.at(i, j));
-    }
+    row_is_right(p, mixed, found, i, right);
+    const bool is_other = i == 5 || i == 12 || i == 20;
+    right = right && (is_other || found.same_row(p, plain, i));
   }
-  SUBQUAD_CHECK(same);
+  SUBQUAD_CHECK(right);
 }
 
 // Rows along an axis have tangents without rounding: however small beside the gradient, they are

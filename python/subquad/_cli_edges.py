@@ -174,7 +174,8 @@ class _Text:
             block = self.head = self._begin(self.head + block, last=last)
         if not self.columns:
             return
-        plain = not (b'"' in block or _COMMENT.search(block))
+        commented = b"#" in block and _COMMENT.search(block) is not None
+        plain = not commented and b'"' not in block
         parsed = self._numbers(block) if plain and self.known is None else None
         if parsed is None:
             fields = self._fields(block) if plain else None

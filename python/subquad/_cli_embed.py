@@ -197,20 +197,23 @@ def _draw(
         axes.scatter(plane[none, 0], plane[none, 1], s=size, color="0.8", linewidths=0)
         count = len(labels.names)
         scale = "tab10" if count <= 10 else "tab20" if count <= 20 else "turbo"
-        colours = mpl.colormaps[scale].resampled(count if count > 20 else 256)
+        colours = mpl.colormaps[scale]
+        if count > _MOST_COLOURS_NAMED:
+            colours = colours.resampled(count)
         for number, name in enumerate(labels.names):
             own = labels.numbers == number
-            place = number if count > 20 else number / (10 if count <= 10 else 20)
             axes.scatter(
                 plane[own, 0],
                 plane[own, 1],
                 s=size,
-                color=colours(place),
+                color=colours(number),
                 linewidths=0,
                 label=name,
             )
         if count <= _MOST_COLOURS_NAMED:
-            figure.legend(loc="outside right upper", frameon=False, markerscale=2)
+            figure.legend(
+                loc="outside right upper", frameon=False, markerscale=6 / size**0.5
+            )
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     with whole_files() as outputs:

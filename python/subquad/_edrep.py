@@ -27,6 +27,7 @@ from ._edrep_epochs import (
 )
 from ._estimators import Arrays, Estimator, as_rows, like_of, plain, seed_of
 from ._host import from_host, has_float64, to_host
+from ._operator_chain import OperatorChain
 from ._validation.common import as_dtype, dtype_name
 from ._validation.embedding import (
     check_clusters,
@@ -104,7 +105,7 @@ class EDRep(Estimator):
         The keys; the same array with `symmetric`.
     labels_ : array of int64, shape (m,)
         Cluster of each key, zeros for one cluster.
-    loss_ : ndarray of float64, shape (n_iter_ + 1,)
+    loss_ : ndarray of float64, shape (n_epochs + 1,)
         The loss before the first epoch, and after each.
     n_iter_ : int
         Number of epochs done.
@@ -117,7 +118,7 @@ class EDRep(Estimator):
     cooccurrence : Operator of words near each other.
     temporal_walk : Operator of walks through events.
     subquad.OperatorChain : Product of sparse matrices, or mean of partial products.
-    subquad.GaussianNormalizer : log Z for given keys.
+    subquad.GaussianNormalizer : The log Z of given keys, and how far it is off.
 
     Notes
     -----
@@ -329,8 +330,7 @@ class EDRep(Estimator):
         """
         if not self._is_fitted():
             return self.fit(operator)
-        affinities, null = self._accepted(operator)
-        self._require_same(affinities)
+        affinities, null = self._accepted(operator, again=True)
         generator = np.random.default_rng(self._seed)
         with _bar(bool(self.progress), int(self.max_iter)) as report:
             affinities, state = self._continued(affinities)
@@ -384,15 +384,8 @@ class EDRep(Estimator):
         self._check_parameters()
         keys = self.key_embedding_
         found = as_affinities(affinities, "affinities")
-        shape, m = found.shape, int(keys.shape[0])
-        if len(shape) != 2 or shape[1] != m:
-            columns = shape[1] if len(shape) == 2 else shape
-            message = (
-                f"affinities must have shape (r, m) with m = {m}, a column for each "
-                f"key: X has {columns} features, but {type(self).__name__} is "
-                f"expecting {m} features as input"
-            )
-            raise ValueError(message)
+        if len(found.shape) != 2 or found.shape[1] != self.n_features_in_:
+            raise self._wrong_columns("affinities", found.shape)
         _require_one_library(found, keys, "key_embedding_")
         like = like_of(keys)
         labels = self.labels_
@@ -419,10 +412,14 @@ class EDRep(Estimator):
             progress=self.progress,
         )
 
-    def _accepted(self, operator: Operator) -> tuple[Affinities, HostNull]:
+    def _accepted(
+        self, operator: Operator, *, again: bool = False
+    ) -> tuple[Affinities, HostNull]:
         """Return an operator that fits the parameters, and null weights."""
         self._check_parameters()
         affinities = as_affinities(operator)
+        if again:
+            self._require_same(affinities)
         _, m = check_operator_shape(affinities.shape, bool(self.symmetric))
         check_clusters(int(self.n_clusters), m)
         if self.null_weights is None:
@@ -513,12 +510,22 @@ class EDRep(Estimator):
                     f"{now!r}; fit starts anew"
                 )
                 raise ValueError(message)
+        if len(affinities.shape) == 2 and affinities.shape[1] != m:
+            raise self._wrong_columns("operator", affinities.shape)
         if affinities.shape != (n, m):
             message = (
                 f"operator must have the shape of the first call's, {(int(n), m)}, got "
                 f"{affinities.shape}; fit starts anew"
             )
             raise ValueError(message)
+
+    def _wrong_columns(self, name: str, shape: tuple[int, ...]) -> ValueError:
+        m = self.n_features_in_
+        return ValueError(
+            f"{name} must have m = {m} columns, one for each key, got shape {shape}: X "
+            f"has {shape[-1]} features, but {type(self).__name__} is expecting {m} "
+            "features as input"
+        )
 
     def _schedule(self, *, first_clusters: int) -> Schedule:
         return Schedule(
@@ -557,18 +564,6 @@ class EDRep(Estimator):
         self._null_shares = null[0]
 
     # -------- scikit-learn and files
-
-    def __repr__(self) -> str:
-        # Arrays cannot be compared with defaults, and would fill the screen.
-        changed = []
-        for name, default in self._defaults().items():
-            value = getattr(self, name)
-            is_plain = value is None or isinstance(value, (str, int, float))
-            if not is_plain and name in ("init", "null_weights"):
-                changed.append(f"{name}=...")
-            elif value is not default and value != default:
-                changed.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import TransformerTags
@@ -638,7 +633,7 @@ def _on_host(values: Any) -> npt.NDArray[Any]:
 
 def _require_one_library(affinities: Affinities, rows: Array, name: str) -> None:
     """Check that a dense operator can multiply rows; a chain tells by itself."""
-    if affinities.like is None or hasattr(affinities.operator, "matvec"):
+    if affinities.like is None or isinstance(affinities.operator, OperatorChain):
         return
     _dispatch.backend_for(**{affinities.name: affinities.operator, name: rows})
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import _dispatch, _kmeans
 from ._dispatch import KeyStatistics, NullTerm, OwnTerms
-from ._estimators import as_rows, like_of
+from ._estimators import as_rows, like_of, require_finite
 from ._host import from_host, has_float64, to_host
 from ._operator_chain import LastProduct, OperatorChain
 from ._validation.common import as_dtype, dtype_name
@@ -119,7 +119,7 @@ def as_affinities(operator: Any, name: str = "operator") -> Affinities:
     ):
         message = (
             f"{name} must be a matrix or an operator, got the graph {called}; "
-            "subquad.random_walk(graph, length=1) makes an operator of it"
+            "subquad.embedding.random_walk(graph, length=1) makes an operator of it"
         )
         raise TypeError(message)
     if kind.__module__.partition(".")[0] == "dask":
@@ -140,6 +140,7 @@ def as_affinities(operator: Any, name: str = "operator") -> Affinities:
         return Affinities(operator, name, operator.dtype.name, like_of(entries[:0]))
     if _is_dense(operator):
         rows = _constant(as_rows(operator, name))
+        require_finite(rows, name=name)
         return Affinities(rows, name, dtype_name(rows.dtype), like_of(rows))
     if all(hasattr(operator, each) for each in ("shape", "T", "__matmul__")):
         # Whatever says that it is narrow is taken at its word.
@@ -243,13 +244,13 @@ class Clusters(NamedTuple):
     Attributes
     ----------
     labels : array of int64, shape (m,)
-    shares, inverse_counts : array of float64, shape (k,)
-        n_a / m, and 1 / n_a (1 for an empty cluster).
+    inverse_counts : array of float64, shape (k,)
+        1 / n_a, and 1 for an empty cluster.
     log_shares : array of the rows' type, shape (k,)
+        log(n_a / m).
     """
 
     labels: Array
-    shares: Array
     inverse_counts: Array
     log_shares: Array
 
@@ -279,14 +280,11 @@ def one_cluster(m: int, like: Array) -> Clusters:
 def clusters_of(labels: Array, k: int, like: Array) -> Clusters:
     """Return the clusters that labels tell; waits for the device."""
     counts = np.bincount(to_host(labels), minlength=k).astype(np.float64)
-    shares = counts / np.sum(counts)
     with np.errstate(divide="ignore"):
-        log_shares = np.log(shares)
-    wide = _wide(like)
+        log_shares = np.log(counts / np.sum(counts))
     return Clusters(
         labels,
-        from_host(shares, like, wide),
-        from_host(1.0 / np.maximum(counts, 1.0), like, wide),
+        from_host(1.0 / np.maximum(counts, 1.0), like, _wide(like)),
         from_host(log_shares, like, like.dtype),
     )
 
@@ -303,7 +301,7 @@ def moments_of(keys: Array, clusters: Clusters, null: Null) -> Moments:
     if null.shares is None:
         mean = total * (1.0 / keys.shape[0])
     else:
-        every = labels if k == 1 else _zeros_like_labels(labels)
+        every = labels if k == 1 else xp.zeros_like(labels)
         _, weighed = backend.component_sums(keys, every, null.shares, 1)
         mean = weighed[0, :]
     return Moments(means, scatter * inverse[:, None, None], total, mean)
@@ -324,10 +322,6 @@ def statistics_for(
         xp.astype(means, rows.dtype),
         xp.astype(moments.covariances, rows.dtype),
     )
-
-
-def _zeros_like_labels(labels: Array) -> Array:
-    return _dispatch.namespace_of(labels).zeros_like(labels)
 
 
 def _wide(like: Array) -> Any:
@@ -522,7 +516,7 @@ def _responsibilities(rows: Array, components: KeyStatistics) -> list[Array | No
     if k == 1:
         return [None]
     xp, backend = _dispatch.namespace_of(rows), _dispatch.backend_for(rows=rows)
-    scores = []
+    scores: list[Array] = []
     for a in range(k):
         # A step of length 0 against one cluster has its log Z, and nothing else.
         one = slice(a, a + 1)

@@ -102,11 +102,14 @@ class Estimator:
         return self
 
     def __repr__(self) -> str:
-        changed = [
-            f"{name}={getattr(self, name)!r}"
-            for name, default in self._defaults().items()
-            if getattr(self, name) is not default and getattr(self, name) != default
-        ]
+        changed = []
+        for name, default in self._defaults().items():
+            value = getattr(self, name)
+            if hasattr(value, "shape") or isinstance(value, (list, tuple)):
+                # Arrays cannot be compared with defaults, and would fill the screen.
+                changed.append(f"{name}=...")
+            elif value is not default and value != default:
+                changed.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:

@@ -157,7 +157,9 @@ class OperatorChain:
         """The matrices in compressed rows, the one that is applied first in front."""
         matrices = self._in_order()
         rows = {
-            matrix: matrix.rows.astype(self._dtype, copy=False)
+            matrix: matrix.rows
+            if matrix.rows.dtype == self._dtype
+            else matrix.rows.astype(self._dtype)
             for matrix in dict.fromkeys(matrices)
         }
         return tuple(rows[matrix] for matrix in matrices)
@@ -329,7 +331,7 @@ class OperatorChain:
 
     def _apply(self, backend: _dispatch.Backend, x: Array) -> Array:
         """Return the product with x, of the type that is computed in."""
-        multiply = self._multiplication(backend, x)
+        multiply = self._multiplication(backend, x, self._key_of(x))
         matrix, rows, scale = self._all_but_last(multiply, x)
         return rows if matrix is None else multiply(matrix, rows, None, scale)
 
@@ -350,20 +352,22 @@ class OperatorChain:
         scale : float
             The product is scale * A @ rows, or scale * rows where there is no matrix.
         """
-        multiply = self._multiplication(_dispatch.backend_for(x=x), x)
+        key = self._key_of(x)
+        multiply = self._multiplication(_dispatch.backend_for(x=x), x, key)
         matrix, rows, scale = self._all_but_last(multiply, x)
         if matrix is None:
             return None, rows, scale
-        return matrix.arrays_for(x, self._key_of(x)), rows, scale
+        return matrix.arrays_for(x, key), rows, scale
 
     def _key_of(self, x: Array) -> Key:
         library, device = _dispatch.library_of(x), _dispatch.device_of(x)
         return library.name, str(device), dtype_name(x.dtype), self._dtype.name
 
-    def _multiplication(self, backend: _dispatch.Backend, x: Array) -> Multiply:
+    def _multiplication(
+        self, backend: _dispatch.Backend, x: Array, key: Key
+    ) -> Multiply:
         """Return what multiplies a matrix and rows of the kind of x."""
         backward = _is_differentiated(x)
-        key = self._key_of(x)
 
         def multiply(
             matrix: _Matrix, rows: Array, addend: Array | None, scale: float

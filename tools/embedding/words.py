@@ -18,6 +18,7 @@ The scores come from ``--data``, or else from gensim's test data, which lack MEN
 from __future__ import annotations
 
 import bz2
+import functools
 import html
 import re
 import sys
@@ -58,6 +59,7 @@ SETS = {
 OF_BIGRAMS = Setting(length=1, epochs=30, learning_rate=0.5, dim=64)
 OF_TEXTS = Setting(length=1, epochs=30, learning_rate=0.5, dim=64)
 WINDOW, MIN_COUNT, SUBSAMPLE = 5, 5, 1e-4
+ONE_STEP, TWO_STEPS = "EDRep", "EDRep, two steps"
 Pair = tuple[str, str, float]
 Sentences = list[list[str]]
 
@@ -253,21 +255,25 @@ def measure_text(
 ) -> list[Row]:
     """Return the rows of a text."""
     from subquad.embedding import cooccurrence
+    from subquad.factors import OperatorChain
 
     options = {"window": WINDOW, "min_count": MIN_COUNT, "subsample": SUBSAMPLE}
-    found, seconds = [], []
+    found: dict[str, list[tuple[Any, float]]] = {ONE_STEP: [], TWO_STEPS: []}
     for seed in seeds:
-        (pairs, vocabulary), of_pairs = timed(
-            lambda seed=seed: cooccurrence(
-                text.sentences, random_state=seed, dtype=np.float32, **options
-            )
+        counting = functools.partial(
+            cooccurrence, text.sentences, random_state=seed, dtype=np.float32
         )
+        (pairs, vocabulary), of_pairs = timed(functools.partial(counting, **options))
         null = vocabulary.counts**0.75
-        rows, of_fit = embed(pairs, OF_TEXTS, seed, null_weights=null)
-        found.append(rows)
-        seconds.append(of_pairs + of_fit)
+        walk = OperatorChain(pairs.matrices * 2, mean_of_partial_products=True)
+        for method, operator in ((ONE_STEP, pairs), (TWO_STEPS, walk)):
+            rows, of_fit = embed(operator, OF_TEXTS, seed, null_weights=null)
+            found[method].append((rows, of_pairs + of_fit))
     words = vocabulary.words
-    results = [scored(text.title, "EDRep", words, found, seconds, sets)]
+    results = [
+        scored(text.title, method, words, *zip(*fits), sets)
+        for method, fits in found.items()
+    ]
     counts = Counter(word for sentence in text.sentences for word in sentence)
     index = {word: i for i, word in enumerate(counts)}
     ids = [index[word] for sentence in text.sentences for word in sentence]
