@@ -2,7 +2,6 @@
 #include <atomic>
 #include <cmath>
 #include <string>
-#include <type_traits>
 
 #include "arguments.hpp"
 #include "csr_parts.hpp"

@@ -272,7 +272,7 @@ void row_is_right(const problem& p, const arrays<T, I>& with, const result<T>& f
   const auto at = [](std::size_t j) { return static_cast<std::int64_t>(j); };
   const auto scale = static_cast<long double>(static_cast<T>(p.scale));
   // Roundings that a sum over the dimensions passes at most, besides those of its terms.
-  const std::int64_t sum = 20 + p.d / 64;
+  const std::int64_t sum = 35 + p.d / 64;
   std::vector<value> g(d);
   std::vector<long double> error(d);  // of g
   const std::int64_t begin = with.border[static_cast<std::size_t>(i)];
@@ -403,7 +403,9 @@ void row_is_right(const problem& p, const arrays<T, I>& with, const result<T>& f
   }
   // In one dimension there is nothing but what rounding makes of the tangent.
   if (p.d > 1) close = close && std::sqrt(difference) <= out_error;
-  close = close && std::abs(std::sqrt(out_square) - 1) <= gamma_of<T>(sum / 2 + 6);
+  // The square of the norm is made of those of x and the tangent; half the error of these sums, and
+  // what that of a third leaves of their orthogonality.
+  close = close && std::abs(std::sqrt(out_square) - 1) <= gamma_of<T>(sum + 10);
 }
 
 template <class T, class I>

@@ -10,8 +10,8 @@ namespace {
 
 enum product_array { kProductX, kAddend, kProductOut, kProductArrays };
 
-// out_i = scale sum_e data_e x_(indices_e) + addend_i, sums as of csr_row_sums: with p elements in a
-// row the error is at most (p + 1) u |scale| sum_e |data_e x_e| + u |out|, u = 2^-24 or 2^-53.
+// out_i = scale sum_e data_e x_(indices_e) + addend_i, sums as of csr_row_sums: with p elements in
+// a row the error is at most (p + 1) u |scale| sum_e |data_e x_e| + u |out|, u = 2^-24 or 2^-53.
 template <class T, class Index>
 struct csr_product_kernel {
   static constexpr int kThreads = 256;

@@ -37,11 +37,11 @@ struct csr_rows {
   }
 };
 
-// sum_e data_e x_(indices_e) over rows of a matrix. A row is of `lanes` * `slots` neighbouring lanes:
-// kChannels channels to a lane, and every slots-th element of the row; the slots' sums are added by
-// halves. A row of more than kLong elements is a whole block's: its warps' sums are added in their
-// order. Shapes and the matrix determine the order of all sums; with p elements in a row the error
-// is at most p u sum_e |data_e x_e|, u = 2^-24 or 2^-53.
+// sum_e data_e x_(indices_e) over rows of a matrix. A row is of `lanes` * `slots` neighbouring
+// lanes: kChannels channels to a lane, and every slots-th element of the row; the slots' sums are
+// added by halves. A row of more than kLong elements is a whole block's: its warps' sums are added
+// in their order. Shapes and the matrix determine the order of all sums; with p elements in a row
+// the error is at most p u sum_e |data_e x_e|, u = 2^-24 or 2^-53.
 template <class T, class Index, int kThreads>
 struct csr_row_sums {
   static constexpr int kWarps = kThreads / kWarp;
@@ -78,8 +78,8 @@ struct csr_row_sums {
   SUBQUAD_HOST_DEVICE int rows_at_a_time() const { return kThreads / (lanes * slots); }
 
   // Calls store(sum, row, channel) for each row below `rows`, of the elements from starts[row] to
-  // starts[row + 1] - 1, and every kWidth-th of lanes * kWidth channels from first_channel on, those
-  // below d. All threads of the block call it, after a barrier; `sums` is for its own use.
+  // starts[row + 1] - 1, and every kWidth-th of lanes * kWidth channels from first_channel on,
+  // those below d. All threads of the block call it, after a barrier; `sums` is for its own use.
   template <class Store>
   SUBQUAD_DEVICE void run(const channel_view<const T>& x, const std::int64_t* starts, int rows,
                           int first_channel, of_warps& sums, Store&& store) const {

@@ -70,12 +70,13 @@ struct row_tile {
 //
 // out may be x, for a block reads none but its own rows of x, and these before it writes; nothing
 // else aliases. Shapes and the matrix determine the order of all sums. With u = 2^-24 or 2^-53, and
-// sums of magnitudes in place of sums: a pull of p elements is within (p + 2) u of itself, a score
-// s_a within (2 d + 4) u, where d is that of its two products, a product C_a x within d u, and a
-// weight within (2 k + 6 + |s|) u and the errors of its scores; log_z within those, too, and
-// (|log_z| + 2) u. The gradient is divided by its largest element twice and projected twice: a row
-// turns into a direction that is within d u |g| / |g'| of that of the gradient g which was found,
-// and has no more than 2 d u along x, whatever |g| and |g'| are. out has unit norm within d u.
+// in parts of the sums of magnitudes: a pull of p elements is within (p + 2) u, a product C_a x
+// within d u, and a score within (2 d + 4) u. log_z is within e, the largest error of a score, and
+// (6 k + 8 + 2 r) u, r the range of the scores, and a weight within twice that of itself. The
+// gradient is divided by its largest element and projected twice: whatever its size |g| and that of
+// its tangent part |g'| are, the direction of a turn is within 2 (2 d + 8) u |g| / |g'| and what
+// the gradient was wrong by, and has no more than (2 d + 8) u along x. out is of unit norm within
+// (d / 2 + 4) u.
 template <class T, class Index>
 struct embedding_step_kernel {
   static constexpr int kThreads = kStepThreads;
@@ -169,7 +170,8 @@ struct embedding_step_kernel {
     }
     return most;
   }
-  // Calls body(row, whether it exists) for rows, each by all lanes that have it; of warps all lanes.
+  // Calls body(row, whether it exists) for rows, each by all lanes that have it, and with all lanes
+  // of a warp.
   template <class Body>
   SUBQUAD_DEVICE void each_row(int count, Body&& body) const {
     const int at_a_time = kThreads / tile.lanes;
@@ -216,7 +218,7 @@ struct embedding_step_kernel {
     });
   }
 
-  // products_i += C x_(rows_i) in channels `channel` and on, C symmetric: its rows serve as columns.
+  // products_i += C x_(rows_i) in channels `channel` and on. C is symmetric: rows serve as columns.
   SUBQUAD_DEVICE void multiply(const channel_view<const T>& matrix, const T* points,
                                const int (&row)[kRowsOfThread], int channel,
                                block (&products)[kRowsOfThread]) const {

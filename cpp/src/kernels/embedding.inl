@@ -89,8 +89,8 @@ void multiply(std::int64_t d, const T* packed, vector_view<const T> start, const
   }
 }
 
-// Calls term(k, sums) for every k < d. Sums stand side by side, and are those of blocks: an error of
-// at most 36 + d / 64 roundings.
+// Calls term(k, sums) for every k < d. Sums stand side by side, and are those of blocks: a term passes
+// at most 34 + d / 64 of them.
 template <int kSums, class T, class F>
 SUBQUAD_INLINE void sums_over(std::int64_t d, vec<T> (&total)[kSums], F&& term) {
   constexpr std::int64_t kBlock = 64;
@@ -161,7 +161,7 @@ SUBQUAD_INLINE vec<T> inverse_power(vec<T> x) {
   return from_bits<T>(within << format::kFractionBits);
 }
 
-// Of `width` rows: [d][columns] each.
+// Of the rows in the lanes: [d][columns] each.
 template <class T>
 struct step_layout {
   T* x;
@@ -276,8 +276,8 @@ std::int64_t add_components(const embedding_step_task<T>& task, const step_layou
   return -1;
 }
 
-// Adds shifts_c + slopes_c x to layout.sum, label by label, where a lane has it; in place of what is
-// there with kFirst.
+// Adds shifts_c + slopes_c x to layout.sum, label by label, where a lane has it; in place of what
+// stands there where these terms are the first.
 template <class T>
 void add_own_terms(const embedding_step_task<T>& task, const step_layout<T>& layout,
                    std::int64_t row, std::int64_t width, bool is_first) {

@@ -18,10 +18,10 @@ namespace subquad {
 //   attraction_i = scale x_i . pull_i
 // Components of log count -inf are not looked at; where there is no other, log_z is -inf. Labels are
 // in range. Views of terms and outputs that are absent are null.
-// g and the tangent are scaled by powers of two where their squares would leave the range of T, and
-// the tangent is made twice: beside a g along x, what is left of it is orthogonal to x to rounding.
-// |out_i| is 1 to a few units of rounding: sums over d are those of blocks. Rows depend on their
-// own values alone, bit by bit. out may be x or pull.
+// The tangent is made twice: beside a g along x, what is left of it is orthogonal to x to rounding.
+// Where its square would leave the range of T, it and g are scaled by powers of two. |out_i| is 1 to
+// a few units of rounding: sums over d are those of blocks. Rows depend on their own values alone,
+// bit by bit; those with infinities in g are NaN. out may be x or pull.
 template <class T>
 struct embedding_step_task {
   matrix_view<const T> x;     // (n, d)
