@@ -42,6 +42,12 @@ else:
         built = Path(__file__).parent.parent / "build" / "dev"
         for path in built.rglob("libsubquad_cuda_on_host.so"):
             os.environ.setdefault("SUBQUAD_CUDA_LIBRARY", str(path))
+    if "OMP_NUM_THREADS" not in os.environ:
+        # On arrays this small the threads of torch and of BLAS wait for one another
+        # longer than they compute; those of the library are what is tested.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        processors = len(os.sched_getaffinity(0))
+        os.environ.setdefault("SUBQUAD_NUM_THREADS", str(processors))
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Operations are compiled anew for every shape: compiling is all that takes time.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

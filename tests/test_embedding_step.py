@@ -405,7 +405,7 @@ for dtype in (np.float32, np.float64):
     for size in ({"n": 1, "d": 1}, {"n": 37, "d": 33, "k": 5}, {"n": 70, "d": 16}):
         for form in FORMS:
             given = case(form, dtype=dtype, index=np.int32, **size)
-            for step in (0.0, 0.3):
+            for step in (0.0, 0.3, 1.0):
                 check(call(given, step), given, step)
 """
 

@@ -630,31 +630,40 @@ void small_tangents() {
   p.d = 6;
   p.null = true;
   p.scale = 0;
+  const struct {
+    double step;
+    double cosine;
+  } turns[] = {{0.6, 0.8}, {1.0, 0.0}};
   const T ratios[] = {T(1), std::numeric_limits<T>::epsilon() / 16,
                       std::numeric_limits<T>::min() * 64};
-  for (const T ratio : ratios) {
-    for (const double size : {1.0, sizeof(T) == 4 ? 1e30 : 1e250, sizeof(T) == 4 ? 1e-6 : 1e-50}) {
-      arrays<T, I> with(p);
-      for (std::int64_t j = 0; j < p.d; ++j) {
-        for (std::int64_t i = 0; i < p.n; ++i) with.x.at(i, j) = T(j == 2);
-        with.null.at(j) = T(0);
-      }
-      with.null.at(2) = static_cast<T>(size);
-      with.null.at(4) = -static_cast<T>(size) * ratio;
-      for (std::int64_t i = 0; i < p.n; ++i) with.null_weights.at(i) = i % 3 == 0 ? T(0) : T(1);
-      const result<T> found = turn(p, with);
-      // sqrt, a division, products, the norm and its reciprocal.
-      const double bound = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
-      bool right = true;
-      for (std::int64_t i = 0; i < p.n; ++i) {
-        const bool stays = i % 3 == 0 || with.null.at(4) == T(0);
+  for (const auto& [step, cosine] : turns) {
+    p.step = step;
+    for (const T ratio : ratios) {
+      for (const double size :
+           {1.0, sizeof(T) == 4 ? 1e30 : 1e250, sizeof(T) == 4 ? 1e-6 : 1e-50}) {
+        arrays<T, I> with(p);
         for (std::int64_t j = 0; j < p.d; ++j) {
-          const double expected = stays ? double(j == 2) : (j == 2 ? 0.8 : (j == 4 ? 0.6 : 0.0));
-          const double error = std::abs(static_cast<double>(found.out.at(i, j)) - expected);
-          right = right && error <= (stays ? 0.0 : bound);
+          for (std::int64_t i = 0; i < p.n; ++i) with.x.at(i, j) = T(j == 2);
+          with.null.at(j) = T(0);
         }
+        with.null.at(2) = static_cast<T>(size);
+        with.null.at(4) = -static_cast<T>(size) * ratio;
+        for (std::int64_t i = 0; i < p.n; ++i) with.null_weights.at(i) = i % 3 == 0 ? T(0) : T(1);
+        const result<T> found = turn(p, with);
+        // sqrt, a division, products, the norm and its reciprocal.
+        const double bound = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
+        bool right = true;
+        for (std::int64_t i = 0; i < p.n; ++i) {
+          const bool stays = i % 3 == 0 || with.null.at(4) == T(0);
+          for (std::int64_t j = 0; j < p.d; ++j) {
+            const double moved = j == 2 ? cosine : (j == 4 ? p.step : 0.0);
+            const double expected = stays ? double(j == 2) : moved;
+            const double error = std::abs(static_cast<double>(found.out.at(i, j)) - expected);
+            right = right && error <= (stays ? 0.0 : bound);
+          }
+        }
+        SUBQUAD_CHECK(right);
       }
-      SUBQUAD_CHECK(right);
     }
   }
 }

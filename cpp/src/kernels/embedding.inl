@@ -458,7 +458,7 @@ void turn(const embedding_step_task<T>& task, const T* x, T* g,
     }
     const vec<T> scale = T(1) / square_root<T>(norm_square);
     by_x[v] = stays ? one : task.cosine * scale;
-    by_t[v] = step * scale;
+    by_t[v] = stays ? zero : step * scale;
   }
   for (int v = 0; v < vectors; ++v) {
     for (std::int64_t k = 0; k < d; ++k) {
