@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import math
@@ -84,6 +85,17 @@ def check(result):
 
 def case(*peers, **options):
     return Case("case", list(peers), check, **options)
+
+
+@pytest.fixture(autouse=True)
+def fresh_garbage():
+    """Collect, as the harness does often, without a walk through all modules."""
+    for name in ("torch._dynamo", "jax"):
+        if importlib.util.find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
