@@ -64,7 +64,8 @@ class Backend(Protocol):
 
     A backend whose arrays may be changed in place can have `has_attention_step`, true
     or a function of an array, and `attention_step`, which adds a token to a state's own
-    arrays.
+    arrays. One whose allocator does not keep memory for large arrays can have
+    `recycled_memory`, which makes a context in which what was dropped is used again.
 
     Where a library keeps 16-bit types (`Library.keeps_half`), x and y of
     `log_normalizer` and `log_normalizer_vjp`, and x of the features, may be of one,

@@ -6,6 +6,7 @@ of the embedding, in float64 where it has that.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -612,6 +613,19 @@ def run(
     ValueError
         If the operator is not finite.
     """
+    backend = _dispatch.backend_for(rows=epochs.like)
+    recycled = getattr(backend, "recycled_memory", contextlib.nullcontext)
+    with recycled():
+        return _run(epochs, state, schedule, generator, report)
+
+
+def _run(
+    epochs: Epochs,
+    state: State,
+    schedule: Schedule,
+    generator: np.random.Generator,
+    report: Callable[[float], None] | None,
+) -> Float64:
     on_host = _dispatch.library_of(epochs.like).name == "numpy"
     watched = on_host or schedule.tol is not None or report is not None
     refreshes = schedule.refreshes()

@@ -15,7 +15,13 @@ from subquad._backends.compiled.attention import AttentionKernels
 from subquad._backends.compiled.embedding import EmbeddingKernels
 from subquad._backends.compiled.factors import FactorKernels
 from subquad._backends.compiled.features import FeatureKernels
-from subquad._backends.compiled.memory import CPU, CUDA, _core, serves_cuda
+from subquad._backends.compiled.memory import (
+    CPU,
+    CUDA,
+    RecycledMemory,
+    _core,
+    serves_cuda,
+)
 from subquad._backends.compiled.normalizers import NormalizerKernels
 from subquad._backends.compiled.scans import ScanKernels
 from subquad._dispatch import Array
@@ -23,6 +29,7 @@ from subquad._dispatch import Array
 __all__ = ["CPU", "CUDA", "CudaKernels", "Kernels", "_core", "serves_cuda"]
 
 has_attention_step = True
+recycled_memory = RecycledMemory()
 
 
 class Kernels(
@@ -52,10 +59,10 @@ class _NumPyKernels(Kernels):
     stream = 0
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        return np.empty(shape, dtype)
+        return recycled_memory.empty(shape, dtype)
 
     def scratch(self, size: int) -> Array:
-        return np.empty(size, np.uint8)
+        return recycled_memory.empty((size,), np.uint8)
 
     def ready(self, array: Array) -> Array:
         return array if array.flags.aligned else array.copy()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from subquad._dispatch import Array, Namespace
 from subquad._reference._common import sum_to
@@ -46,6 +51,65 @@ def serves_cuda(device_id: int) -> bool:
                 served = False
         _SERVED[device_id] = served
     return served
+
+
+# Below this, what the allocator keeps serves well enough.
+_LEAST_RECYCLED = 1 << 18
+
+
+class _Loan:
+    """Memory of one array, which goes back when nothing refers to it any more."""
+
+    def __init__(
+        self, block: Array, shape: tuple[int, ...], dtype: Any, spare: list[Array]
+    ) -> None:
+        self._block = block
+        self._spare = spare
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (block.ctypes.data, False),
+        }
+
+    def __del__(self) -> None:
+        self._spare.append(self._block)
+
+
+class RecycledMemory:
+    """NumPy memory that is used again within a block of code.
+
+    A loop that drops its large arrays and makes new ones pays for fresh pages each
+    time, which the system has to clear: about 0.1 ms a megabyte.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Let arrays that this thread makes take the memory of those it dropped."""
+        outer = getattr(self._local, "spare", None)
+        self._local.spare = {}
+        try:
+            yield
+        finally:
+            for spare in self._local.spare.values():
+                spare.clear()
+            self._local.spare = outer
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return new memory, or memory that was used before."""
+        spare = getattr(self._local, "spare", None)
+        if spare is None:
+            return np.empty(shape, dtype)
+        dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        if size < _LEAST_RECYCLED:
+            return np.empty(shape, dtype)
+        blocks = spare.setdefault(size, [])
+        block = blocks.pop() if blocks else np.empty(size, np.uint8)
+        return np.asarray(_Loan(block, tuple(shape), dtype, blocks))
 
 
 class Memory(ABC):
