@@ -231,7 +231,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     setting = communities.PUBLISHED._replace(epochs=3, dim=6)
     for module in (communities, peers, gradients):
         monkeypatch.setattr(module, "PUBLISHED", setting)
-    monkeypatch.setattr(communities, "LONGER", setting)
+    monkeypatch.setattr(communities, "FULL", setting)
     monkeypatch.setattr(scale, "SETTING", setting)
     monkeypatch.setattr(communities, "block_model", small)
     monkeypatch.setattr(gradients, "block_model", small)
