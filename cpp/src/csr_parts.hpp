@@ -1,5 +1,5 @@
-// What the products with matrices in compressed rows share: the matrix as the tasks see it, and what
-// its entries cost.
+// What the products with matrices in compressed rows share: the matrix as the tasks see it, and
+// what its entries cost.
 #ifndef SUBQUAD_CSR_PARTS_HPP
 #define SUBQUAD_CSR_PARTS_HPP
 

@@ -1,4 +1,5 @@
-// Steps of embeddings on the sphere, at every instruction set, against the definition in long double.
+// Steps of embeddings on the sphere, at every instruction set, against the definition in long
+// double.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

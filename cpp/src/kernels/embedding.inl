@@ -89,8 +89,8 @@ void multiply(std::int64_t d, const T* packed, vector_view<const T> start, const
   }
 }
 
-// Calls term(k, sums) for every k < d. Sums stand side by side, and are those of blocks: a term passes
-// at most 34 + d / 64 of them.
+// Calls term(k, sums) for every k < d. Sums stand side by side, and are those of blocks: a term
+// passes at most 34 + d / 64 of them.
 template <int kSums, class T, class F>
 SUBQUAD_INLINE void sums_over(std::int64_t d, vec<T> (&total)[kSums], F&& term) {
   constexpr std::int64_t kBlock = 64;
@@ -380,7 +380,7 @@ SUBQUAD_INLINE ivec<T> project(std::int64_t d, const T* x, const T* g, const row
 }
 
 // The other lanes, where squares leave the range of T or the first tangent is mostly what rounding
-// left of it along x: g is scaled, the tangent made twice and scaled again, and stands in place of g.
+// left of it along x: g is scaled, the tangent made twice and scaled again, and stands in its place.
 template <class T>
 void project_with_care(std::int64_t d, const T* x, T* g, ivec<T> is_safe, projection<T>& p,
                        vec<T>& square) {
@@ -491,8 +491,8 @@ void unpack_rows(std::int64_t d, std::int64_t width, const T* from, matrix_view<
   }
 }
 
-// Asks for the rows of a panel where they are few lines: a processor that reads ahead by itself stops
-// at every page, and 32 rows of 32 numbers are one. A fifth of the time for rows from the
+// Asks for the rows of a panel where they are few lines: a processor that reads ahead by itself
+// stops at every page, and 32 rows of 32 numbers are one. A fifth of the time for rows from the
 // third-level cache; asking for the lines of the output as well gains nothing.
 template <class T>
 SUBQUAD_INLINE void ask_for(matrix_view<const T> rows, std::int64_t d) {

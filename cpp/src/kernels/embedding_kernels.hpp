@@ -16,11 +16,11 @@ namespace subquad {
 //   out_i = cosine x_i - step t / |t|, scaled to unit norm, t = g_i - (g_i . x_i) x_i; x_i where t
 //           is 0
 //   attraction_i = scale x_i . pull_i
-// Components of log count -inf are not looked at; where there is no other, log_z is -inf. Labels are
-// in range. Views of terms and outputs that are absent are null.
+// Components of log count -inf are not looked at; where there is no other, log_z is -inf. Labels
+// are in range. Views of terms and outputs that are absent are null.
 // The tangent is made twice: beside a g along x, what is left of it is orthogonal to x to rounding.
-// Where its square would leave the range of T, it and g are scaled by powers of two. |out_i| is 1 to
-// a few units of rounding: sums over d are those of blocks. Rows depend on their own values alone,
+// Where its square would leave the range of T, it and g are scaled by powers of two. |out_i| is 1
+// to a few units of rounding: sums over d are those of blocks. Rows depend on their own values alone,
 // bit by bit; those with infinities in g are NaN. out may be x or pull.
 template <class T>
 struct embedding_step_task {
