@@ -35,10 +35,11 @@ import subquad as sq
 
 
 def read_fields(path: Path) -> list[list[str]]:
-    """Return the fields of each line."""
+    """Return the fields of each line that is no comment (# ...)."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as lines:
-        return [line.split() for line in lines if line.strip()]
+        split = (line.split() for line in lines)
+        return [fields for fields in split if fields and fields[0][0] != "#"]
 
 
 def read_graph(path: Path) -> tuple[list[str], Any]:
@@ -107,9 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names, adjacency, labels = karate()
     else:
         names, adjacency = read_graph(options.graph)
+        if not names:
+            raise SystemExit(f"{options.graph}: there are no edges")
     if options.labels is not None:
-        labels = {fields[0]: fields[1] for fields in read_fields(options.labels)}
+        # A node alone in its line has no label.
+        given = read_fields(options.labels)
+        labels = {fields[0]: fields[1] for fields in given if len(fields) > 1}
     n_clusters = options.clusters or len(set(labels.values())) or 2
+    if not 1 <= n_clusters <= len(names):
+        raise SystemExit(f"--clusters: expected 1 to {len(names)}, got {n_clusters}")
 
     started = time.perf_counter()
     walk = sq.random_walk(adjacency, length=options.length, dtype=np.float32)

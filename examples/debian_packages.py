@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import lzma
 import re
 import subprocess
@@ -33,6 +34,8 @@ import numpy as np
 import scipy.sparse
 
 import subquad as sq
+
+_NAME = re.compile(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]*)")
 
 
 class Packages(NamedTuple):
@@ -62,19 +65,24 @@ def read_index(lines: Iterable[str]) -> Packages:
     index: dict[str, int] = {}
     sections: list[str] = []
     wanted: list[tuple[int, str]] = []
-    for line in lines:
-        field, _, value = line.partition(": ")
-        if field == "Package":
-            current = index.setdefault(value, len(index))
+    stanza: dict[str, str] = {}
+    for line in itertools.chain(lines, [""]):
+        if line.strip():
+            field, _, value = line.partition(": ")
+            stanza[field] = value
+            continue
+        if "Package" in stanza:
+            current = index.setdefault(stanza["Package"], len(index))
             if current == len(sections):
                 sections.append("")
-        elif field == "Section":
-            # "non-free/games" is about games as well.
-            sections[current] = value.rpartition("/")[2]
-        elif field in ("Depends", "Pre-Depends"):
-            # "a (>= 1) | b, c:any": alternatives count as well.
-            wanted += [(current, name) for name in re.findall(
-                r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]*)", value)]  # fmt: skip
+            if "Section" in stanza:
+                # "non-free/games" is about games as well.
+                sections[current] = stanza["Section"].rpartition("/")[2]
+            for field in ("Depends", "Pre-Depends"):
+                # "a (>= 1) | b, c:any": alternatives count as well.
+                found = _NAME.findall(stanza.get(field, ""))
+                wanted += [(current, name) for name in found]
+        stanza = {}
     links = ((i, index[name]) for i, name in wanted if name in index)
     return Packages(list(index), sections, matrix_of(links, len(index)))
 
@@ -82,7 +90,11 @@ def read_index(lines: Iterable[str]) -> Packages:
 def read_edges(edges: Path, nodes: Path) -> Packages:
     """Return the packages of a list of edges between numbered nodes."""
     fields = [line.partition("\t") for line in lines_of(nodes)]
-    links = (tuple(map(int, line.split()[:2])) for line in lines_of(edges))
+    split = (line.split() for line in lines_of(edges))
+    links = [(int(ends[0]), int(ends[1])) for ends in split if ends]
+    for link in links:
+        if not 0 <= min(link) <= max(link) < len(fields):
+            raise SystemExit(f"{edges}: edge {link} among {len(fields)} nodes")
     depends = matrix_of(links, len(fields))
     return Packages([name for name, _, _ in fields], [s for *_, s in fields], depends)
 
@@ -148,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     names, sections, depends = packages_of(options)
     n = len(names)
+    if n < 2:
+        raise SystemExit(f"expected two packages at least, got {n}")
     print(f"{n} packages, {depends.nnz} dependencies")
 
     started = time.perf_counter()

@@ -58,17 +58,28 @@ def neighbours(embedding: Any, row: int, count: int) -> list[tuple[int, float]]:
     """Return the rows of the largest cosines with one row, and these."""
     cosines = embedding @ embedding[row]
     cosines[row] = -np.inf
+    count = min(count, len(cosines) - 1)
     return [(int(i), float(cosines[i])) for i in np.argsort(-cosines)[:count]]
+
+
+def scores(path: Path) -> Iterator[tuple[str, str, float]]:
+    """Yield two words and their score of each line that has them; a header has not."""
+    for line in read(path).splitlines():
+        try:
+            first, second, score = line.lower().split()
+            scored = first, second, float(score)
+        except ValueError:
+            continue
+        yield scored
 
 
 def rank_correlation(embedding: Any, index: dict[str, int], path: Path) -> str:
     """Say how well cosines agree with what people think."""
     from scipy.stats import spearmanr
 
-    fields = (line.lower().split() for line in read(path).splitlines())
     pairs = [
-        (embedding[index[a]] @ embedding[index[b]], float(score))
-        for a, b, score in (f for f in fields if len(f) == 3)
+        (embedding[index[a]] @ embedding[index[b]], score)
+        for a, b, score in scores(path)
         if a in index and b in index
     ]
     if len(pairs) < 3:

@@ -991,3 +991,9 @@ def test_invalid_events_are_named(event, message):
 def test_what_are_no_events(events, options, error, message):
     with pytest.raises(error, match=message):
         temporal_walk(events, **options)
+
+
+@pytest.mark.parametrize("tokens", [[None, "a", "b"], [None, ["a"]]])
+def test_none_is_no_word(tokens):
+    with pytest.raises(TypeError, match="tokens"):
+        cooccurrence(tokens, window=1)

@@ -20,7 +20,7 @@ pytest.importorskip("scipy", reason="embed needs scipy")
 import scipy.sparse as scipy_sparse
 from click.testing import CliRunner, Result
 
-from subquad import _cli_edges, cli
+from subquad import _cli_common, _cli_edges, cli
 from subquad.embedding import EDRep, random_walk
 
 SMALL = ("--dim", 4, "--epochs", 6, "--walk-length", 2)
@@ -197,6 +197,34 @@ def test_quoted_names_and_blanks_in_names(tmp_path):
     assert names == 'New York\nParis, Texas\na "b"\n'
 
 
+@pytest.mark.parametrize(
+    ("first", "below"),
+    [
+        ("alice,bob,3", "1,2,4"),
+        ("from,to,2.5", "from,x,1"),
+        ("-1 -2", "1 2"),
+        ("007 008", "1 2"),
+        ("1.5 2.5", "1 2"),
+        ("99999999999999999999 88888888888888888888", "1 2"),
+        ("a 99999999999999999999", "1 2"),
+    ],
+)
+def test_a_line_with_a_number_is_no_header(tmp_path, first, below):
+    graph = read(tmp_path, f"{first}\n{below}\n")
+    fields = first.replace(",", " ").split()
+    assert names_of(graph)[:2] == fields[:2]
+    assert graph.adjacency.nnz == 4
+    assert graph.notes == ()
+
+
+def test_tells_of_headers_of_other_names(tmp_path):
+    assert read(tmp_path, "Source,Target\n0,1\n").notes == ()
+    read(tmp_path, "# one\nalice,bob\n0,1\n")
+    done = run("embed", tmp_path / "edges.txt", "-o", tmp_path / "emb.npy", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "line 2 is taken for a header: 'alice,bob'" in done.stderr
+
+
 def test_edges_add_up(tmp_path):
     text = "0 1 .5\n1 0 2\n0 0 3\n0 1 1e0\n1 2 0\n"
     adjacency = read(tmp_path, text).adjacency.toarray()
@@ -273,6 +301,34 @@ def test_matrices_that_are_no_graph(tmp_path, matrix, options, words):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.parametrize(
+    ("form", "shape", "indices", "indptr"),
+    [
+        ("csr", (3, 3), [0, 1, 10**8], [0, 1, 2, 3]),
+        ("csr", (3, 3), [0, 1, -(10**8)], [0, 1, 2, 3]),
+        ("csr", (3, 3), [0, 1, 2], [0, 10**8, 2, 3]),
+        ("csc", (3, 3), [0, 1, 2], [0, 3, 1, 3]),
+        ("csc", (3, 3), [0, 1, 2], [0, 10**8, 1, 0]),
+        ("csr", (3, 3), [0, 1, 2], [0, 2**63 - 1, -2, 3]),
+        ("bsr", (6, 6), [0, 1, 10**8], [0, 1, 2, 3]),
+        ("bsr", (7, 7), [0, 1, 2], [0, 1, 2, 3]),
+    ],
+)
+def test_damaged_matrices(tmp_path, form, shape, indices, indptr):
+    path = tmp_path / "a.npz"
+    np.savez(
+        path,
+        format=form.encode(),
+        shape=np.array(shape),
+        data=np.ones((3, 2, 2) if form == "bsr" else 3),
+        indices=np.array(indices, np.int32),
+        indptr=np.array(indptr),
+        _is_array=True,
+    )
+    done = run("embed", path, "-o", tmp_path / "emb.npy", "--directed", *SMALL)
+    refused(done, 2, "a.npz", "damaged")
+
+
 def test_gml_that_is_no_graph(tmp_path):
     pytest.importorskip("networkx")
     path = tmp_path / "a.gml"
@@ -288,6 +344,23 @@ def test_gml_that_is_no_graph(tmp_path):
     edge = "edge [ source 0 target 1 weight -2 ]"
     attempt(f"graph [ {nodes} {edge} ]", "-2", "not negative")
     attempt(f"graph [ {nodes} {edge} ]", "undirected", options=["--directed"])
+    attempt(f"graph [ {nodes} {edge.replace('-2', '1' + 400 * '0')} ]", "finite")
+    for broken in ("graph 5", "graph [ node 5 ]", "edge 7", "a [ " * 5000):
+        attempt(broken, "not a graph")
+    attempt('graph [ node [ id "x" label [ a 1 ] ] ]', "not a graph")
+    labels = 'node [ id 0 label 1 ] node [ id 1 label "1" ]'
+    attempt(f"graph [ {labels} edge [ source 0 target 1 ] ]", "2 nodes", "'1'")
+
+
+def test_gml_with_labels_that_are_no_names(tmp_path):
+    pytest.importorskip("networkx")
+    nodes = 'node [ id 5 label "a" ] node [ id 7 label "a" ]'
+    path = tmp_path / "a.gml"
+    path.write_text(f"graph [ {nodes} edge [ source 7 target 5 ] ]")
+    done = run("embed", path, "-o", tmp_path / "emb.npy", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "by their ids" in done.stderr
+    assert (tmp_path / "emb.nodes.txt").read_text() == "5\n7\n"
 
 
 def test_directed_and_asymmetric(tmp_path):
@@ -328,10 +401,15 @@ def test_names_are_written_where_they_belong(tmp_path):
     assert run("embed", path, "-o", out, *SMALL, "--nodes", asked).exit_code == 0
     assert asked.read_text() == numbers
     assert not beside.exists()
-    # Those of an earlier run do not stay beside rows of this one.
+    # What needs no names leaves a file alone that may be anybody's.
     beside.write_text("before\n")
-    assert run("embed", path, "-o", out, *SMALL).exit_code == 0
-    assert beside.read_text() == numbers
+    done = run("embed", path, "-o", out, *SMALL)
+    assert done.exit_code == 0, done.output
+    assert beside.read_text() == "before\n"
+    assert "emb.nodes.txt is left as it was" in done.stderr
+    named = write(tmp_path, [("a", "b")], "named.csv")
+    assert run("embed", named, "-o", out, *SMALL).exit_code == 0
+    assert beside.read_text() == "a\nb\n"
 
 
 def test_outputs_appear_together_or_not_at_all(tmp_path, monkeypatch):
@@ -427,8 +505,16 @@ def test_labels(tmp_path):
     assert nmi(done) == 1.0
     assert "2 labels of 38 rows" in done.stdout
     assert "1 lines name no node" in done.stderr
-    done = attempt(path, "\n".join(f"{k},{g}" for k, g in enumerate(groups)))
+    lines = [f"{k},{g}" for k, g in enumerate(groups)]
+    done = attempt(path, "\n".join(lines))
     assert nmi(done) == 1.0
+    # The first node has no label, and a comment may be indented.
+    done = attempt(path, "\n".join(["  # nodes", "0", *lines[1:]]))
+    assert nmi(done) == 1.0
+    assert "2 labels of 39 rows" in done.stdout
+    done = attempt(path, "\n".join([" # groups", *map(str, groups)]))
+    assert nmi(done) == 1.0
+    assert "2 labels of 40 rows" in done.stdout
 
     out.unlink()
     refused(attempt(path, "0\n1\n"), 2, "each of 40 nodes", "got 2 lines")
@@ -467,6 +553,7 @@ def test_picture(tmp_path, options):
         (["--picture", "p.jpg"], ".png"),
         (["--picture", "p.png", "--dim", 1], "--dim"),
         (["--dim", 0], "--dim"),
+        (["--dim", 2**62], "--dim"),
         (["--epochs", 0], "--epochs"),
         (["--learning-rate", 0], "--learning-rate"),
         (["--learning-rate", 1.1], "--learning-rate"),
@@ -483,6 +570,23 @@ def test_wrong_options(tmp_path, monkeypatch, arguments, word):
     write(tmp_path, [(0, 1)])
     refused(run("embed", "edges.csv", "-o", "emb.npy", *arguments), 2, word)
     assert os.listdir(tmp_path) == ["edges.csv"]
+
+
+@pytest.mark.parametrize("output", ["/", ".", "..", "x" * 250, "x" * 300])
+def test_outputs_that_cannot_be_files(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, [("a", "b")])
+    refused(run("embed", "edges.csv", "-o", output, *SMALL), 2, output)
+    assert os.listdir(tmp_path) == ["edges.csv"]
+
+
+def test_outputs_beyond_any_disk(tmp_path):
+    with (
+        pytest.raises(_cli_common.Failed, match="no room"),
+        _cli_common.whole_files() as outputs,
+    ):
+        outputs.array(tmp_path / "emb.npy", (2**31, 2**40), np.float32)
+    assert os.listdir(tmp_path) == []
 
 
 def test_more_clusters_than_nodes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fractions
 import pickle
 import sys
 import tracemalloc
@@ -483,3 +484,98 @@ def test_scikit_learn_check(sklearn_check):
         check(model)
     except SkipTest as reason:
         pytest.skip(str(reason))
+
+
+# -------------------------------------------------------------------- corner cases
+
+
+class Rewriting:
+    """An operator that writes every product to the same memory."""
+
+    def __init__(self, p):
+        self.p, self.shape, self.dtype = p, p.shape, p.dtype
+        self.out = None
+        self.other = None
+
+    def __matmul__(self, x):
+        if self.out is None:
+            self.out = np.empty((self.shape[0], x.shape[1]))
+        return np.matmul(self.p, x, out=self.out)
+
+    @property
+    def T(self):  # noqa: N802
+        if self.other is None:
+            self.other = Rewriting(self.p.T)
+            self.other.out = self.out
+        return self.other
+
+
+@pytest.mark.parametrize("gradient", ["source", "symmetric", "full"])
+def test_products_may_share_memory(gradient):
+    p = affinities()
+    found = small(gradient=gradient).fit(Rewriting(p))
+    expected = small(gradient=gradient).fit(p)
+    np.testing.assert_array_equal(found.embedding_, expected.embedding_)
+
+
+def test_complex_products_are_refused():
+    class Turning:
+        shape = (6, 6)
+        T = None
+
+        def __matmul__(self, x):
+            return 1j * x
+
+    with pytest.raises(TypeError, match="operator @ rows must be real"):
+        small().fit(Turning())
+
+
+def test_null_weights_beyond_the_type():
+    p = affinities().astype(np.float32)
+    weights = np.full(34, 1e38)
+    with pytest.raises(ValueError, match="null_weights must have a sum within"):
+        small(symmetric=False, null_weights=weights).fit(p)
+    assert small(symmetric=False, null_weights=weights).fit(affinities()).n_iter_ == 6
+
+
+def test_arrays_stored_one_by_one(tmp_path):
+    joblib = pytest.importorskip("joblib")
+    p = affinities()
+    model = small().fit(p)
+    joblib.dump(model, tmp_path / "model.joblib")
+    loaded = joblib.load(tmp_path / "model.joblib")
+    assert loaded.key_embedding_ is loaded.embedding_
+    assert_same(loaded.partial_fit(p), model.partial_fit(p))
+
+
+def test_saved_beside_other_parameters(tmp_path):
+    p = affinities()
+    start = np.random.default_rng(5).standard_normal((34, 4))
+    model = small(init=start).fit(p).set_params(symmetric=False)
+    model.save(tmp_path / "model.npz")
+    loaded = EDRep.load(tmp_path / "model.npz")
+    np.testing.assert_array_equal(loaded.init, start)
+    assert_same(loaded, model)
+
+
+def test_fractions_are_numbers(tmp_path):
+    model = small(learning_rate=fractions.Fraction(1, 2)).fit(affinities())
+    model.save(tmp_path / "model.npz")
+    assert EDRep.load(tmp_path / "model.npz").learning_rate == 0.5
+
+
+@pytest.mark.parametrize("d", [2, 3, 8])
+def test_a_row_alone_stays(d):
+    # Its gradient is along it whatever it is: what is left is rounding.
+    for seed in range(20):
+        model = EDRep(d, max_iter=3, random_state=seed)
+        start = EDRep(d, max_iter=1, learning_rate=1e-9, random_state=seed)
+        start = start.fit(np.ones((1, 1))).embedding_
+        found = model.fit(np.ones((1, 1))).embedding_
+        np.testing.assert_allclose(found, start, rtol=0, atol=1e-8)
+
+
+def test_sparse_tensors_are_named():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"operator must be dense where it is of torch"):
+        small().fit(torch.eye(4).to_sparse())

@@ -196,6 +196,18 @@ def test_communities(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     members = {frozenset(line.split(": ")[1].split(", ")) for line in printed[1:3]}
     assert members == {frozenset(f"{c}{i}" for i in range(6)) for c in "ab"}
+    # Comments are no edges, and a node without a label has none.
+    graph.write_bytes(gzip.compress("\n".join(["# a", "# From To", *lines]).encode()))
+    labels.write_text("# node label\nb0\n" + labels.read_text())
+    assert example.main(given) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("12 nodes, 31 edges")
+    assert "agreement" in again
+    with pytest.raises(SystemExit, match="expected 1 to 12, got 13"):
+        example.main([*given, "--clusters", "13"])
+    graph.write_bytes(gzip.compress(b"# nothing"))
+    with pytest.raises(SystemExit, match="no edges"):
+        example.main(given)
     if "--picture" in rest:
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -221,6 +233,15 @@ def test_words(tmp_path, capsys):
     assert bird == "bird: not in the text 5 times"
     assert correlation.endswith(", 4 pairs")
     assert float(correlation.split("correlation ")[1].split(",")[0]) > 0.7
+    # A header of known words has no score, and a word is no neighbour of itself.
+    scores.write_text("Cat Dog Score\n" + scores.read_text())
+    assert example.main([*given, "--neighbours", "99"]) == 0
+    _, cat, *_, correlation = capsys.readouterr().out.splitlines()
+    assert {each.split()[0] for each in cat[5:].split(", ")} == {
+        *(kinds[0] + kinds[1])[1:]
+    }
+    assert "inf" not in cat
+    assert correlation.endswith(", 4 pairs")
     assert len(list(example.sentences(example.manual()))) > 1000
 
 
@@ -274,3 +295,14 @@ def test_debian_packages(tmp_path, capsys):
     assert again.splitlines()[2:] == printed.splitlines()[2:]
     with pytest.raises(SystemExit, match="--nodes"):
         example.main(["--edges", str(edges)])
+    edges.write_text("0 1\n\n0 9\n")
+    with pytest.raises(SystemExit, match=r"edge \(0, 9\) among 6 nodes"):
+        example.main(["--edges", str(edges), "--nodes", str(nodes)])
+    # Fields come in any order.
+    turned = "Section: libs\nDepends: b\nPackage: a\n\nPackage: b"
+    names, sections, depends = example.read_index(turned.splitlines())
+    assert (names, sections) == (["a", "b"], ["libs", ""])
+    assert depends.toarray().tolist() == [[0, 1], [0, 0]]
+    path.write_bytes(lzma.compress(b"Package: alone\nSection: libs\n"))
+    with pytest.raises(SystemExit, match="two packages at least, got 1"):
+        example.main(["--index", str(path)])

@@ -104,3 +104,13 @@ def test_embeddings_of_two_runs_are_apart():
     before = first.copy()
     sq.EDRep(32, max_iter=2, random_state=1).fit(walk)
     assert np.array_equal(first, before)
+
+
+def test_nothing_is_kept_afterwards():
+    with recycled_memory():
+        kept, dropped = filled(1.0), filled(2.0)
+    place = kept.base
+    spare = place._spare
+    del dropped
+    gc.collect()
+    assert not spare

@@ -527,8 +527,7 @@ void optional_outputs() {
     bool stays = true;
     for (std::int64_t i = 0; i < p.n; ++i) {
       for (std::int64_t j = 0; j < p.d; ++j) {
-        stays = stays && std::abs(still.out.at(i, j) - with.x.at(i, j)) <=
-                             4 * std::numeric_limits<T>::epsilon();
+        stays = stays && still.out.at(i, j) == with.x.at(i, j);
       }
     }
     SUBQUAD_CHECK(stays);
@@ -669,6 +668,88 @@ void small_tangents() {
   }
 }
 
+// Gradients nearly along x: the turn is by arcsin(step) or none, and where the tangent is above
+// rounding it is followed.
+template <class T, class I>
+void gradients_along_x() {
+  constexpr double kEpsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  const int top = sizeof(T) == 4 ? 126 : 1022;
+  for (const double ratio : {1e-2, 1.0, 16.0, 1024.0, 1e6}) {
+    for (const int power : {0, top, -top, 10 - top, top - 30}) {
+      problem p;
+      p.n = 45;
+      p.d = 33;
+      arrays<T, I> with(p);
+      for (std::int64_t i = 0; i < p.n; ++i) {
+        for (std::int64_t j = 0; j < p.d; ++j) {
+          const double along = 0.9 * static_cast<double>(with.x.at(i, j));
+          const double beside = ratio * kEpsilon * static_cast<double>(with.rows.at(i, j));
+          with.rows.at(i, j) = static_cast<T>(std::ldexp(along + beside, power));
+        }
+      }
+      const result<T> found = turn(p, with);
+      bool close = true;
+      for (std::int64_t i = 0; i < p.n; ++i) row_is_right(p, with, found, i, close);
+      SUBQUAD_CHECK(close);
+    }
+  }
+  for (const std::int64_t d : {2, 3, 4}) {
+    for (const double step : {0.6, 0.8}) {
+      problem p;
+      p.n = 3000;
+      p.d = d;
+      p.step = step;
+      p.scale = 0.3;
+      arrays<T, I> with(p);
+      for (std::int64_t i = 0; i < p.n; ++i) {
+        for (std::int64_t j = 0; j < p.d; ++j) with.rows.at(i, j) = with.x.at(i, j);
+      }
+      const result<T> found = turn(p, with);
+      bool right = true;
+      for (std::int64_t i = 0; i < p.n; ++i) {
+        bool stays = true;
+        double cosine = 0;
+        for (std::int64_t j = 0; j < p.d; ++j) {
+          const T x = with.x.at(i, j);
+          stays = stays && found.out.at(i, j) == x;
+          cosine += static_cast<double>(found.out.at(i, j)) * static_cast<double>(x);
+        }
+        // A tangent of which the second projection left more than half is orthogonal to x within
+        // a few units of rounding, and so is the norm of x.
+        right = right && (stays || std::abs(cosine - std::sqrt(1 - step * step)) <= 16 * kEpsilon);
+      }
+      SUBQUAD_CHECK(right);
+    }
+  }
+}
+
+// The largest gradients there are, and counts of which one is infinite.
+template <class T, class I>
+void largest_values() {
+  const int top = sizeof(T) == 4 ? 126 : 1022;
+  for (const double size : {1.0, 1.9}) {
+    problem p;
+    p.n = 20;
+    p.d = 5;
+    p.scale = std::ldexp(size, top);
+    is_right<T, I>(p);
+  }
+  problem p;
+  p.n = 20;
+  p.d = 5;
+  p.k = 4;
+  arrays<T, I> with(p);
+  with.log_counts.at(2) = static_cast<T>(-kInfinity);
+  arrays<T, I> other(p);
+  other.log_counts.at(2) = static_cast<T>(-kInfinity);
+  for (std::int64_t j = 0; j < p.d; ++j) with.means.at(2, j) = static_cast<T>(kNaN);
+  with.covariances.at(2, 0, 0) = static_cast<T>(kInfinity);
+  SUBQUAD_CHECK(turn(p, with).same(p, turn(p, other)));
+  arrays<T, I> infinite(p);
+  infinite.log_counts.at(1) = static_cast<T>(kInfinity);
+  SUBQUAD_CHECK(turn(p, infinite).log_z.at(3) == static_cast<T>(kInfinity));
+}
+
 // NaN and infinities make the rows NaN that depend on them, and change no others.
 template <class T, class I>
 void not_finite() {
@@ -774,6 +855,8 @@ void everything() {
   absent_components<T, I>();
   magnitudes<T, I>();
   small_tangents<T, I>();
+  gradients_along_x<T, I>();
+  largest_values<T, I>();
   not_finite<T, I>();
   empty<T, I>();
   values_out_of_range<T, I>();

@@ -628,10 +628,11 @@ def _numbered(
     ids = array.array("i")
     ends: array.array[int] | None = None
     items: Iterator[Any] = iter(tokens)
-    first = next(items, None)
+    nothing = object()
+    first = next(items, nothing)
     if isinstance(first, str):
         _extend(ids, numbers_of, itertools.chain([first], items))
-    elif first is not None:
+    elif first is not nothing:
         ends = array.array("q")
         for i, sentence in enumerate(itertools.chain([first], items)):
             if isinstance(sentence, (str, bytes)) or not isinstance(sentence, Iterable):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import signal
 import tempfile
@@ -80,7 +81,7 @@ class Outputs:
             "fortran_order": False,
             "shape": shape,
         }
-        output = self.open(path, int(np.prod(shape)) * dtype.itemsize)
+        output = self.open(path, math.prod(shape) * dtype.itemsize)
         with output.complains():
             np.lib.format.write_array_header_1_0(output.file, header)
             output.file.flush()
@@ -146,6 +147,8 @@ def _reserve(file: BinaryIO, size: int) -> None:
         return
     try:
         os.posix_fallocate(file.fileno(), 0, size)
+    except OverflowError:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from None
     except OSError as error:
         # Some file systems cannot reserve; there a full disk shows while writing.
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
@@ -160,6 +163,16 @@ def _output_failure(path: Path, size: int, error: OSError) -> str:
 
 def check_output(path: Path, inputs: list[Path]) -> None:
     """Refuse an output that cannot be written, or would replace an input."""
+    try:
+        _check_output(path, inputs)
+    except OSError as error:
+        raise Unusable(f"{path}: cannot be written: {why(error)}") from error
+
+
+def _check_output(path: Path, inputs: list[Path]) -> None:
+    # The questions below take a name that is too long for one of no file.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
     if path.is_dir():
         raise Unusable(f"{path}: the output must be a file, this is a directory")
     if path.exists() and not path.is_file():

@@ -45,10 +45,14 @@ _BLANK, _TOKEN, _DELIMITER, _NEWLINE = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """Adjacency in compressed rows, and the names of its rows where they have some."""
+    """Adjacency in compressed rows, and the names of its rows where they have some.
+
+    `notes` are what a user should hear of how the file was understood.
+    """
 
     adjacency: SparseMatrix
     names: list[bytes] | None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.adjacency.shape[0])
@@ -166,6 +170,7 @@ class _Text:
         self.nodes: list[tuple[Ids, Ids]] = []
         self.weights: list[Weights] = []
         self.known: dict[bytes, int] | None = None
+        self.notes: tuple[str, ...] = ()
 
     def take(self, block: bytes, *, last: bool = False) -> None:
         """Add the edges of some whole lines."""
@@ -214,6 +219,12 @@ class _Text:
         if _is_header(fields):
             if len(first) < 2:
                 self._wrong(first[0][0], "a header, and no edges after it")
+            if not _has_usual_names(fields[0]):
+                line = f"line {self.line + first[0][0]}"
+                note = (
+                    f"{self.path}: {line} is taken for a header: {shown(first[0][2])}"
+                )
+                self.notes = (note,)
             first, fields = first[1:], fields[1:]
         number, place, _ = first[0]
         if len(fields[0]) not in (2, 3):
@@ -376,16 +387,19 @@ class _Text:
                 names = [b"%d" % node for node in ids.tolist()]
                 size = len(names)
         adjacency = _adjacency(sources, targets, weights, size, directed)
-        return Graph(adjacency, names)
+        return Graph(adjacency, names, self.notes)
+
+
+def _has_usual_names(fields: list[bytes]) -> bool:
+    return tuple(field.lower() for field in fields[:2]) in _HEADERS
 
 
 def _is_header(lines: Sequence[list[bytes]]) -> bool:
     """Return whether the first of two lines names the columns."""
     fields = lines[0]
-    nodes = tuple(field.lower() for field in fields[:2])
-    if len(fields) < 2 or _INTEGER.match(nodes[0]) or _INTEGER.match(nodes[1]):
+    if len(fields) < 2 or any(map(_is_number, fields[:3])):
         return False
-    if nodes in _HEADERS:
+    if _has_usual_names(fields):
         return True
     if len(lines) < 2:
         return False
@@ -511,10 +525,23 @@ def _adjacency(
     return matrix.tocsr()
 
 
+def _check_compressed(matrix: SparseMatrix) -> None:
+    """Raise a ValueError unless scipy's compiled code can trust the indices."""
+    # check_format lets pass what ends with no entries, and differences that overflow.
+    if (matrix.indptr[1:] < matrix.indptr[:-1]).any():
+        raise ValueError("the index pointer decreases")
+    matrix.check_format(full_check=True)
+    if matrix.format == "bsr" and any(np.mod(matrix.shape, matrix.blocksize)):
+        raise ValueError("the shape is no multiple of the block size")
+
+
 def _from_matrix(path: Path, file: BinaryIO, directed: bool) -> Graph:
     sparse = _sparse()
     try:
-        matrix = sparse.csr_array(sparse.load_npz(file))
+        loaded = sparse.load_npz(file)
+        if hasattr(loaded, "indptr"):
+            _check_compressed(loaded)
+        matrix = sparse.csr_array(loaded)
     except MemoryError:
         raise Failed(f"{path}: does not fit into memory") from None
     except Exception as error:  # noqa: BLE001 - damage shows as whatever meets it
@@ -555,13 +582,21 @@ def _from_gml(path: Path, directed: bool) -> Graph:
     except ModuleNotFoundError:
         message = f"{path}: a .gml file needs networkx: pip install networkx"
         raise Failed(message) from None
+    notes: tuple[str, ...] = ()
     try:
         try:
             graph = nx.read_gml(path)
         except nx.NetworkXError:
             # Nodes without a label have numbers only.
             graph = nx.read_gml(path, label="id")
-    except (nx.NetworkXError, ValueError, EOFError, zlib.error) as error:
+            if any("label" in data for _, data in graph.nodes(data=True)):
+                why_ids = "not every node has a label of its own"
+                notes = (f"{path}: nodes go by their ids: {why_ids}",)
+    except OSError:
+        raise
+    except MemoryError:
+        raise Failed(f"{path}: does not fit into memory") from None
+    except Exception as error:  # noqa: BLE001 - damage shows as whatever meets it
         raise Unusable(f"{path}: not a graph in GML: {error}") from None
     if directed and not graph.is_directed():
         raise Unusable(f"{path}: --directed, and the file says undirected")
@@ -569,6 +604,9 @@ def _from_gml(path: Path, directed: bool) -> Graph:
     broken = next((name for name in names if b"\n" in name or b"\r" in name), None)
     if broken is not None:
         raise Unusable(f"{path}: the name {shown(broken)} has more than one line")
+    if len(set(names)) < len(names):
+        name, count = collections.Counter(names).most_common(1)[0]
+        raise Unusable(f"{path}: {count} nodes have the name {shown(name)}")
     rows = dict(zip(graph, itertools.count()))
     if sorted(names) == sorted(b"%d" % row for row in range(len(names))):
         rows = {node: int(str(node)) for node in graph}
@@ -583,13 +621,13 @@ def _from_gml(path: Path, directed: bool) -> Graph:
     adjacency = _adjacency(
         sources, targets, weights.astype(np.float64), len(rows), graph.is_directed()
     )
-    return Graph(adjacency, names or None)
+    return Graph(adjacency, names or None, notes)
 
 
 def _gml_weight(path: Path, source: Any, target: Any, weight: Any) -> float:
     try:
         value = float(weight)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise Unusable(

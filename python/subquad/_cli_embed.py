@@ -36,6 +36,7 @@ Labels = npt.NDArray[np.int64]
 _MOST_ROWS_CLUSTERED = 100_000
 _MOST_ROWS_PICTURED = 4000
 _MOST_COLOURS_NAMED = 20
+_MOST_DIMENSIONS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +54,16 @@ def _read_labels(path: Path, graph: Graph) -> _RowLabels:
     numbered = [
         (number, line.strip())
         for number, line in enumerate(lines.split(b"\n")[:-1], 1)
-        if not line.startswith(b"#")
+        if not line.lstrip().startswith(b"#")
     ]
-    first = next((text for _, text in numbered if text), b"")
-    delimiter = delimiter_of(first)
-    if len(fields_of(first, delimiter)) < 2:
-        found = _labels_in_order(path, numbered, graph)
+    # A node without a label is a line of one column, and may be the first.
+    for _, text in numbered:
+        delimiter = delimiter_of(text)
+        if len(fields_of(text, delimiter)) > 1:
+            found = _labels_of_nodes(path, numbered, graph, delimiter)
+            break
     else:
-        found = _labels_of_nodes(path, numbered, graph, delimiter)
+        found = _labels_in_order(path, numbered, graph)
     names = sorted({name for name in found if name is not None}, key=_natural)
     if len(names) < 2:
         raise Unusable(f"{path}: expected two labels at least, got {len(names)}")
@@ -247,7 +250,7 @@ def _fit(estimator: EDRep, operator: Any) -> EDRep:
 )
 @click.option(
     "--dim",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=_MOST_DIMENSIONS),
     default=128,
     show_default=True,
     help="Numbers in a row.",
@@ -342,7 +345,8 @@ def embed(
 
     Nodes 0, 1, ..., n - 1 are rows 0, 1, ..., n - 1. Other nodes are rows in the order
     in which they first appear, and their names are written beside the output, one a
-    line. All outputs appear when they are complete, or not at all.
+    line. All outputs appear when they are complete, or not at all, and replace files
+    of their names.
     """
     if keys is not None and not asymmetric:
         raise click.UsageError("--keys needs --asymmetric")
@@ -353,6 +357,7 @@ def embed(
     if picture is not None and dim < 2:
         raise click.UsageError("--picture needs --dim 2 at least")
     inputs = [edges] + ([labels] if labels else [])
+    check_output(output, inputs)
     names_path = nodes or _nodes_path(output)
     wanted = [output, names_path, keys, picture]
     places = [path for path in wanted if path is not None]
@@ -373,6 +378,8 @@ def embed(
         try:
             with progress() as start:
                 graph = read_graph(edges, directed=directed, start=start)
+            for note in graph.notes:
+                click.echo(note, err=True)
             row_labels = None if labels is None else _read_labels(labels, graph)
             operator = random_walk(graph.adjacency, length=walk_length, dtype=dtype)
         except MemoryError:
@@ -400,9 +407,8 @@ def embed(
             rows = estimator.embedding_
             for file, array in zip(files, (rows, estimator.key_embedding_)):
                 file.write(np.ascontiguousarray(array).data)
-            # Names of an earlier run would be wrong beside these rows.
             named = graph.names is not None
-            if named or nodes is not None or names_path.exists():
+            if named or nodes is not None:
                 names = graph.names or [b"%d" % row for row in range(n_rows)]
                 text = b"\n".join(names) + b"\n"
                 outputs.open(names_path, len(text)).write(text)
@@ -414,6 +420,10 @@ def embed(
         )
         if named:
             click.echo(f"wrote {names_path}: the names of the rows", err=True)
+        elif nodes is None and names_path.exists():
+            click.echo(
+                f"{names_path} is left as it was: row i of {output} is node i", err=True
+            )
         if row_labels is not None:
             click.echo(_agreement(rows, row_labels, seed))
         if picture is not None:

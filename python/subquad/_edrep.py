@@ -499,10 +499,9 @@ class EDRep(Estimator):
     def _require_same(self, affinities: Affinities) -> None:
         """Check that what was fitted can go on with these parameters."""
         (n, d), m = self.embedding_.shape, self.n_features_in_
-        was_symmetric = self.key_embedding_ is self.embedding_
         for name, before, now in (
             ("n_components", int(d), int(self.n_components)),
-            ("symmetric", was_symmetric, bool(self.symmetric)),
+            ("symmetric", self._was_symmetric, bool(self.symmetric)),
         ):
             if before != now:
                 message = (
@@ -547,6 +546,13 @@ class EDRep(Estimator):
     ) -> Float64:
         """Take a state through the epochs; return their losses."""
         like = like_of(state.rows)
+        largest = float(np.finfo(dtype_name(like.dtype)).max)
+        if null[1] > largest:
+            message = (
+                "null_weights must have a sum within the range of "
+                f"{dtype_name(like.dtype)}, {largest:.4g}, got {null[1]:.4g}"
+            )
+            raise ValueError(message)
         epochs = Epochs(
             affinities,
             as_null(*null, like),
@@ -562,8 +568,15 @@ class EDRep(Estimator):
         self.loss_, self.n_iter_ = losses, len(losses) - 1
         self.n_features_in_ = int(state.keys.shape[0])
         self._null_shares = null[0]
+        self._was_symmetric = state.keys is state.rows
 
     # -------- scikit-learn and files
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # What stores arrays one by one makes two of one that has two names.
+        if state.get("_was_symmetric", False):
+            self.key_embedding_ = self.embedding_
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import TransformerTags
@@ -581,7 +594,7 @@ class EDRep(Estimator):
             "labels": to_host(self.labels_),
             "loss": self.loss_,
         }
-        if self.key_embedding_ is not self.embedding_:
+        if not self._was_symmetric:
             arrays["key_embedding"] = to_host(self.key_embedding_)
         if self._null_shares is not None:
             arrays["null_shares"] = self._null_shares
@@ -589,7 +602,8 @@ class EDRep(Estimator):
             arrays["null_weights"] = _on_host(parameters.pop("null_weights"))
         if not isinstance(self.init, str):
             init = parameters.pop("init")
-            pair = (init,) if self.symmetric else init
+            is_pair = isinstance(init, tuple if self.symmetric else (tuple, list))
+            pair = init if is_pair else (init,)
             for name, array in zip(("init_rows", "init_keys"), pair, strict=False):
                 arrays[name] = _on_host(array)
         if isinstance(parameters["random_state"], np.random.Generator):
@@ -611,6 +625,7 @@ class EDRep(Estimator):
         loaded = cls(**parameters)
         loaded.embedding_ = from_host(arrays["embedding"], like)
         loaded.key_embedding_ = loaded.embedding_
+        loaded._was_symmetric = "key_embedding" not in arrays
         if "key_embedding" in arrays:
             loaded.key_embedding_ = from_host(arrays["key_embedding"], like)
         loaded.labels_ = from_host(arrays["labels"], like)

@@ -79,7 +79,12 @@ class Affinities(NamedTuple):
         found = self.operator @ rows
         if isinstance(self.operator, OperatorChain):
             return found
-        _dispatch.backend_for(**{f"{self.name} @ rows": found}, rows=rows)
+        name = f"{self.name} @ rows"
+        _dispatch.backend_for(**{name: found}, rows=rows)
+        kind = dtype_name(found.dtype)
+        if kind.startswith("complex"):
+            message = f"{name} must be real, got dtype {kind}"
+            raise TypeError(message)
         expected = (self.shape[0], *rows.shape[1:])
         if tuple(found.shape) != expected:
             message = (
@@ -127,6 +132,13 @@ def as_affinities(operator: Any, name: str = "operator") -> Affinities:
         message = (
             f"{name} must not be a Dask array: every epoch reads all its rows; compute "
             "it first"
+        )
+        raise TypeError(message)
+    layout = str(getattr(operator, "layout", "torch.strided"))
+    if kind.__module__.partition(".")[0] == "torch" and layout != "torch.strided":
+        message = (
+            f"{name} must be dense where it is of torch, got layout {layout}; sparse "
+            "matrices may be those of scipy.sparse"
         )
         raise TypeError(message)
     if not isinstance(operator, OperatorChain) and hasattr(operator, "tocsr"):
@@ -426,6 +438,9 @@ class Epochs:
     def _pull_of_both(self, rows: Array) -> Array:
         """Return P X + Pᵀ X."""
         pull = self.affinities.product(rows)
+        if self.affinities.like is None:
+            # Some operators write every product to the same memory.
+            pull = _dispatch.namespace_of(rows).asarray(pull, copy=True)
         matrix, pulled, scale = self._transpose().last_product(rows)
         if matrix is None:
             return pull + (pulled if scale == 1.0 else scale * pulled)
@@ -645,9 +660,9 @@ def _run(
             0.0 if is_last else schedule.step(epoch),
         )
         state.losses.append(float(moved.loss) if watched else moved.loss)
+        if epoch == 0:
+            require_finite_losses(epochs, state.losses)
         if watched:
-            if epoch == 0:
-                require_finite_losses(epochs, state.losses)
             if report is not None:
                 report(state.losses[-1])
             if is_last or schedule.is_over(state.losses):

@@ -249,11 +249,15 @@ def is_number(value: Any) -> bool:
 
 
 def plain(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters as JSON can hold them: without the scalars of NumPy."""
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in parameters.items()
-    }
+    """Return parameters as JSON can hold them: numbers as Python's own."""
+
+    def as_plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        is_other = isinstance(value, numbers.Real) and not isinstance(value, int)
+        return float(value) if is_other else value
+
+    return {name: as_plain(value) for name, value in parameters.items()}
 
 
 def seed_of(random_state: Any) -> int:

@@ -676,7 +676,8 @@ SUBQUAD_API subquad_status subquad_csr_product_vjp(
  *   g_i = -pull_i + sum_a exp(s_ia - log_z_i) (means_a + C_a x_i)
  *         + shifts_c + slopes_c x_i, c = labels_i  +  null_weights_i null
  *   g_i' = g_i - (g_i . x_i) x_i
- *   out_i = sqrt(1 - step^2) x_i - step g_i' / |g_i'|, scaled to unit norm; x_i where g_i' = 0
+ *   out_i = sqrt(1 - step^2) x_i - step g_i' / |g_i'|, scaled to unit norm; x_i where step = 0, and
+ *           where g_i' = 0 or is the rounding of a g_i along x_i
  *   attraction_i = x_i . pull_i
  * The three groups of terms are optional, each as a whole.
  *

@@ -449,11 +449,13 @@ struct embedding_step_kernel {
       T length = 0;
       if (sine != T(0)) {
         // What is left of a gradient nearly along x is mostly rounding along x: a second
-        // projection takes that off. Divided, squares neither overflow nor vanish.
+        // projection takes that off; where it takes half of the square, nothing but rounding was
+        // left. Divided, squares neither overflow nor vanish.
+        T along = 0;
         SUBQUAD_NO_UNROLL
         for (int turn = 0; turn < 2; ++turn) {
           most = divisor(largest_over_lanes(most));
-          T along = 0;
+          along = 0;
           each([&](T own, T& element, int) {
             element /= most;
             along = fma(own, element, along);
@@ -471,6 +473,7 @@ struct embedding_step_kernel {
           length = fma(element, element, length);
         });
         length = sqrt(over_lanes(length));
+        if (fabs(along) >= length * most) length = 0;
       }
       const bool stays = length == T(0);
       T norm = 0;

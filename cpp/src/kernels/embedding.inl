@@ -413,9 +413,11 @@ void project_with_care(std::int64_t d, const T* x, T* g, ivec<T> is_safe, projec
     store(g + k * kColumns, is_safe ? g_k : t);
     return t * t;
   });
+  // Where the second projection takes half of the square, the first left nothing but rounding.
+  const vec<T> taken = here.rest * lift;
   p.along = is_safe ? p.along : zero;
   p.rest = is_safe ? p.rest : zero;
-  square = is_safe ? square : direct;
+  square = is_safe ? square : (taken * taken >= direct ? zero : direct);
 }
 
 // g, `vectors` of lanes of it, becomes the result. Stage by stage, that the long chains of a few
@@ -442,7 +444,7 @@ void turn(const embedding_step_task<T>& task, const T* x, T* g,
   vec<T> by_x[kTileVectors];
   vec<T> by_t[kTileVectors];
   for (int v = 0; v < vectors; ++v) {
-    const ivec<T> stays = square[v] == zero;
+    const ivec<T> stays = (square[v] == zero) | (broadcast(task.step) == zero);
     const vec<T> step = stays ? zero : task.step / square_root<T>(square[v]);
     // x . t = rest (1 - x . x).
     vec<T> norm_square =

@@ -19,6 +19,7 @@ namespace subquad {
 // Components of log count -inf are not looked at; where there is no other, log_z is -inf. Labels
 // are in range. Views of terms and outputs that are absent are null.
 // The tangent is made twice: beside a g along x, what is left of it is orthogonal to x to rounding.
+// Where the second takes half of its square it was rounding, and counts as 0.
 // Where its square would leave the range of T, it and g are scaled by powers of two. |out_i| is 1
 // to a few units of rounding: sums over d are those of blocks. Rows depend on their own values alone,
 // bit by bit; those with infinities in g are NaN. out may be x or pull.

@@ -98,12 +98,14 @@ def turned(x: Array, gradient: Array, cosine: float, sine: float) -> Array:
     """
     xp = namespace_of(x)
     # What is left of a gradient nearly along x is mostly rounding along x: a second
-    # projection takes that off.
-    tangent = _projected(xp, _scaled(xp, gradient), x)
-    tangent = _projected(xp, _scaled(xp, tangent), x)
-    tangent = _scaled(xp, tangent)
+    # projection takes that off; where it takes half of the square, nothing but rounding
+    # was left.
+    first = _scaled(xp, _projected(xp, _scaled(xp, gradient), x))
+    second = _projected(xp, first, x)
+    tangent = _scaled(xp, second)
     length = _norms(xp, tangent)
-    stays = length == 0.0
+    taken = xp.abs(xp.sum(first * x, axis=-1, keepdims=True))
+    stays = (length == 0.0) | (taken >= length * _largest(xp, second))
     out = cosine * x - sine * (tangent / xp.where(stays, 1.0, length))
     return xp.where(stays, x, out / _norms(xp, xp.where(stays, 1.0, out)))
 
@@ -155,8 +157,12 @@ def _row_blocks(xp: Namespace, x: Array, vectors: Array) -> list[slice]:
 
 def _scaled(xp: Namespace, rows: Array) -> Array:
     """Divide rows by their largest magnitude: squares neither overflow nor vanish."""
-    largest = xp.max(xp.abs(rows), axis=-1, keepdims=True)
+    largest = _largest(xp, rows)
     return rows / xp.where(largest == 0.0, 1.0, largest)
+
+
+def _largest(xp: Namespace, rows: Array) -> Array:
+    return xp.max(xp.abs(rows), axis=-1, keepdims=True)
 
 
 def _projected(xp: Namespace, rows: Array, x: Array) -> Array:

@@ -57,11 +57,21 @@ def serves_cuda(device_id: int) -> bool:
 _LEAST_RECYCLED = 1 << 18
 
 
+class _Spare(list[Array]):
+    """Blocks of one size that nothing uses; while it is closed it keeps none."""
+
+    is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+        self.clear()
+
+
 class _Loan:
     """Memory of one array, which goes back when nothing refers to it any more."""
 
     def __init__(
-        self, block: Array, shape: tuple[int, ...], dtype: Any, spare: list[Array]
+        self, block: Array, shape: tuple[int, ...], dtype: Any, spare: _Spare
     ) -> None:
         self._block = block
         self._spare = spare
@@ -73,7 +83,8 @@ class _Loan:
         }
 
     def __del__(self) -> None:
-        self._spare.append(self._block)
+        if self._spare.is_open:
+            self._spare.append(self._block)
 
 
 class RecycledMemory:
@@ -95,7 +106,7 @@ class RecycledMemory:
             yield
         finally:
             for spare in self._local.spare.values():
-                spare.clear()
+                spare.close()
             self._local.spare = outer
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -107,7 +118,7 @@ class RecycledMemory:
         size = math.prod(shape) * dtype.itemsize
         if size < _LEAST_RECYCLED:
             return np.empty(shape, dtype)
-        blocks = spare.setdefault(size, [])
+        blocks = spare.setdefault(size, _Spare())
         block = blocks.pop() if blocks else np.empty(size, np.uint8)
         return np.asarray(_Loan(block, tuple(shape), dtype, blocks))
 
