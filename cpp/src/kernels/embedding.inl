@@ -380,7 +380,7 @@ SUBQUAD_INLINE ivec<T> project(std::int64_t d, const T* x, const T* g, const row
 }
 
 // The other lanes, where squares leave the range of T or the first tangent is mostly what rounding
-// left of it along x: g is scaled, the tangent made twice and scaled again, and stands in its place.
+// left of it along x: g is scaled, the tangent made twice and scaled again, and takes its place.
 template <class T>
 void project_with_care(std::int64_t d, const T* x, T* g, ivec<T> is_safe, projection<T>& p,
                        vec<T>& square) {

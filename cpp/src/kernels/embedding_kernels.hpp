@@ -21,8 +21,8 @@ namespace subquad {
 // The tangent is made twice: beside a g along x, what is left of it is orthogonal to x to rounding.
 // Where the second takes half of its square it was rounding, and counts as 0.
 // Where its square would leave the range of T, it and g are scaled by powers of two. |out_i| is 1
-// to a few units of rounding: sums over d are those of blocks. Rows depend on their own values alone,
-// bit by bit; those with infinities in g are NaN. out may be x or pull.
+// to a few units of rounding: sums over d are those of blocks. Rows depend on their own values
+// alone, bit by bit; those with infinities in g are NaN. out may be x or pull.
 template <class T>
 struct embedding_step_task {
   matrix_view<const T> x;     // (n, d)

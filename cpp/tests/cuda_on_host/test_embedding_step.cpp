@@ -410,11 +410,13 @@ struct problem {
     }
     const real of_direction =
         tangent == 0 ? 2 : 2 * (error + (2 * length + 8) * u * size) / tangent;
-    // One channel: nothing is tangent, but for roundings, and a row stays or turns round.
+    // A tangent part that may be nothing but rounding, as of one channel, may count as nothing.
+    bool stays = of_direction >= 2;
+    for (std::size_t t = 0; t < d; ++t) stays = stays && found(t) == point[t];
+    if (stays) return true;
     return is_right(norm, {1, (length / 2 + 4) * u}, "norm") &&
-           (d == 1 ||
-            is_right(cosine, {wanted, (2 * length + 8) * u * of.step + (2 * length + 8) * u},
-                     "cosine")) &&
+           is_right(cosine, {wanted, (2 * length + 8) * u * of.step + (2 * length + 8) * u},
+                    "cosine") &&
            is_right(distance, {0, of.step * std::min<real>(of_direction, 2) + (length + 8) * u},
                     "distance");
   }
