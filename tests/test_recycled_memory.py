@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -109,8 +110,14 @@ def test_embeddings_of_two_runs_are_apart():
 def test_nothing_is_kept_afterwards():
     with recycled_memory():
         kept, dropped = filled(1.0), filled(2.0)
-    place = kept.base
-    spare = place._spare
+        memory = weakref.ref(dropped.base._block)
     del dropped
-    gc.collect()
-    assert not spare
+    assert memory() is None
+    assert np.all(kept == 1.0)
+
+
+def test_interrupts_are_not_swallowed():
+    # Python runs them between any two of its instructions, finalizers' included.
+    assert not hasattr(type(recycled_memory), "__del__")
+    with recycled_memory():
+        assert not hasattr(type(filled(1.0).base), "__del__")

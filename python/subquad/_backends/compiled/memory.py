@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,24 +59,11 @@ def serves_cuda(device_id: int) -> bool:
 _LEAST_RECYCLED = 1 << 18
 
 
-class _Spare(list[Array]):
-    """Blocks of one size that nothing uses; while it is closed it keeps none."""
-
-    is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
-        self.clear()
-
-
 class _Loan:
-    """Memory of one array, which goes back when nothing refers to it any more."""
+    """Memory of one array and of its views, which all keep this alive."""
 
-    def __init__(
-        self, block: Array, shape: tuple[int, ...], dtype: Any, spare: _Spare
-    ) -> None:
+    def __init__(self, block: Array, shape: tuple[int, ...], dtype: Any) -> None:
         self._block = block
-        self._spare = spare
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
@@ -82,9 +71,13 @@ class _Loan:
             "data": (block.ctypes.data, False),
         }
 
-    def __del__(self) -> None:
-        if self._spare.is_open:
-            self._spare.append(self._block)
+
+@dataclass
+class _Block:
+    """Memory, and whom it was lent to last."""
+
+    memory: Array
+    loan: weakref.ref[_Loan]
 
 
 class RecycledMemory:
@@ -94,33 +87,40 @@ class RecycledMemory:
     time, which the system has to clear: about 0.1 ms a megabyte.
     """
 
+    # Blocks are looked for when one is wanted: a finalizer that gave them back could
+    # swallow an interrupt.
+
     def __init__(self) -> None:
         self._local = threading.local()
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Let arrays that this thread makes take the memory of those it dropped."""
-        outer = getattr(self._local, "spare", None)
-        self._local.spare = {}
+        outer = getattr(self._local, "blocks", None)
+        self._local.blocks = {}
         try:
             yield
         finally:
-            for spare in self._local.spare.values():
-                spare.close()
-            self._local.spare = outer
+            self._local.blocks = outer
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Return new memory, or memory that was used before."""
-        spare = getattr(self._local, "spare", None)
-        if spare is None:
+        blocks = getattr(self._local, "blocks", None)
+        if blocks is None:
             return np.empty(shape, dtype)
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
         if size < _LEAST_RECYCLED:
             return np.empty(shape, dtype)
-        blocks = spare.setdefault(size, _Spare())
-        block = blocks.pop() if blocks else np.empty(size, np.uint8)
-        return np.asarray(_Loan(block, tuple(shape), dtype, blocks))
+        known: list[_Block] = blocks.setdefault(size, [])
+        block = next((block for block in known if block.loan() is None), None)
+        memory = np.empty(size, np.uint8) if block is None else block.memory
+        loan = _Loan(memory, tuple(shape), dtype)
+        if block is None:
+            known.append(_Block(memory, weakref.ref(loan)))
+        else:
+            block.loan = weakref.ref(loan)
+        return np.asarray(loan)
 
 
 class Memory(ABC):
