@@ -160,6 +160,20 @@ def test_articles_lose_their_markup(tmp_path: Path) -> None:
     assert text.title == "wikipedia, 12 words"
 
 
+def test_nouns_are_linked_to_what_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    lines = [
+        "  1 the licence",
+        "00000001 03 n 01 entity 0 001 ~ 00000005 n 0000 | all there is",
+        "00000005 05 n 02 dog 0 hound 1 002 @ 00000001 n 0000 ~ 00000009 n 0000 | it",
+        "00000009 05 n 01 Rex 0 002 @i 00000005 n 0000 + 00000001 v 0101 | a dog",
+    ]
+    (tmp_path / "data.noun").write_text("\n".join(lines), encoding="utf-8")
+    graph = _common.nouns(tmp_path)
+    assert graph.adjacency.toarray().tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert graph.labels.tolist() == [3, 5, 5]
+
+
 def test_glosses_follow_their_words(tmp_path: Path) -> None:
     for part in ("noun", "verb", "adj", "adv"):
         (tmp_path / f"data.{part}").write_text("  1 This software\n")
@@ -232,6 +246,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (communities, peers, gradients):
         monkeypatch.setattr(module, "PUBLISHED", setting)
     monkeypatch.setattr(communities, "FULL", setting)
+    monkeypatch.setattr(communities, "WORDNET", tmp_path / "absent")
     monkeypatch.setattr(scale, "SETTING", setting)
     monkeypatch.setattr(communities, "block_model", small)
     monkeypatch.setattr(gradients, "block_model", small)

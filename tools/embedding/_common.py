@@ -20,6 +20,7 @@ from tools.features._common import PAGES, ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT.parent / "shared" / "data"
+WORDNET = Path("/usr/share/wordnet")
 PEERS = Path(__file__).with_name("_peers.py")
 Row = dict[str, Any]
 Arrays = dict[str, Any]
@@ -105,6 +106,41 @@ def karate() -> Graph:
     adjacency = nx.to_scipy_sparse_array(graph, weight=None, dtype=np.float32)
     clubs = [graph.nodes[node]["club"] for node in graph]
     return Graph("karate", adjacency, np.unique(clubs, return_inverse=True)[1])
+
+
+def nouns(folder: Path) -> Graph:
+    """Return the nouns of WordNet, linked to what they are kinds or instances of.
+
+    Labels are the 26 files in which lexicographers keep them.
+    """
+    import scipy.sparse
+
+    synsets = [line.split(" ") for line in wordnet_lines(folder, "noun")]
+    row = {fields[0]: i for i, fields in enumerate(synsets)}
+    ends = []
+    for i, fields in enumerate(synsets):
+        # Offset, file, type, number of words, the words and their senses, number of
+        # pointers, and of each its kind, offset, part of speech and words.
+        first = 5 + 2 * int(fields[3], 16)
+        pointers = fields[first : first + 4 * int(fields[first - 1])]
+        ends += [
+            (i, row[target])
+            for kind, target in zip(pointers[::4], pointers[1::4], strict=True)
+            if kind in ("@", "@i")
+        ]
+    n, pairs = len(synsets), np.array(ends, dtype=np.int32)
+    ones = np.ones(len(pairs), np.float32)
+    adjacency = scipy.sparse.coo_array((ones, pairs.T), shape=(n, n)).tocsr()
+    adjacency = adjacency + adjacency.T
+    adjacency.data[:] = 1
+    return Graph("WordNet's nouns", adjacency, np.array([int(f[1]) for f in synsets]))
+
+
+def wordnet_lines(folder: Path, part: str) -> list[str]:
+    """Return the synsets of one part of speech, a line each."""
+    lines = (folder / f"data.{part}").read_text("utf-8").splitlines()
+    # Lines that begin with blanks are the licence.
+    return [line for line in lines if not line.startswith(" ")]
 
 
 def read_lines(path: Path) -> list[str]:

@@ -4,7 +4,8 @@
 labels of nodes, mean and standard deviation over seeds, and seconds of a fit; the same
 settings by the published program edrep where it is found, and the gradient in full on
 shorter walks. Graphs:
-networkx's karate club, generated ones, and those of the folder ``--data``, if any.
+networkx's karate club, generated ones, those of the folder ``--data``, if any, and the
+nouns of WordNet, from ``--wordnet``, by default where Debian's package has them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tools.embedding._common import (
+    WORDNET,
     Absent,
     Graph,
     Row,
@@ -29,6 +31,7 @@ from tools.embedding._common import (
     machine_note,
     mean_sd,
     nmi,
+    nouns,
     parser,
     read_graph,
     run_peer,
@@ -64,7 +67,7 @@ PUBLISHED, FULL = Setting(3, 50, 1.0, 32), Setting(2, 50, 1.0, 32, "full")
 OURS, PEER, OURS_FULL = "EDRep", "edrep 0.1.2", "EDRep, full, L = 2"
 
 
-def graphs(folder: Path | None) -> Iterator[Graph]:
+def graphs(folder: Path | None, wordnet: Path | None = None) -> Iterator[Graph]:
     """Yield the graphs that there are."""
     yield karate()
     for name in REAL if folder is not None else ():
@@ -74,6 +77,8 @@ def graphs(folder: Path | None) -> Iterator[Graph]:
     for name, n in GENERATED.items():
         graph = None if folder is None else read_graph(folder, name)
         yield graph or block_model(n)._replace(name=name)
+    if wordnet is not None and (wordnet / "data.noun").is_file():
+        yield nouns(wordnet)
 
 
 def ours(graph: Graph, setting: Setting, seeds: Sequence[int]) -> Any:
@@ -141,11 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Embed all graphs and write the page."""
     command = parser(__doc__)
     command.add_argument("--seeds", type=int, help="(default: 10, 6 of large graphs)")
+    command.add_argument("--wordnet", type=Path, default=WORDNET, help="a folder")
     options = command.parse_args(arguments)
     threads = threads_of(options)
     folder = options.data / "graphs"
     rows = []
-    for graph in graphs(folder if folder.is_dir() else None):
+    for graph in graphs(folder if folder.is_dir() else None, options.wordnet):
         n = graph.adjacency.shape[0]
         if options.quick and n > 1000:
             continue

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tools.embedding._common import (
+    WORDNET,
     Absent,
     Row,
     brief_seconds,
@@ -43,11 +44,11 @@ from tools.embedding._common import (
     threads_of,
     timed,
     unit_rows,
+    wordnet_lines,
 )
 from tools.embedding.communities import Setting
 from tools.features._common import table
 
-WORDNET = Path("/usr/share/wordnet")
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 BIGRAMS = "frequency_bigramdictionary_en_243_342.txt"
 SETS = {
@@ -117,10 +118,7 @@ def glosses(folder: Path) -> Text:
     """Return the words of each synset of WordNet, followed by its gloss."""
     sentences = []
     for part in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part}").read_text("utf-8").splitlines():
-            # Lines that begin with blanks are the licence.
-            if line.startswith(" "):
-                continue
+        for line in wordnet_lines(folder, part):
             head, _, gloss = line.partition(" | ")
             fields = head.split(" ")
             count = int(fields[3], 16)
