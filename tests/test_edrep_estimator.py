@@ -14,6 +14,7 @@ import pytest
 
 import subquad as sq
 from _arrays import to_numpy
+from subquad import _edrep_epochs
 from subquad.embedding import EDRep
 
 sparse = pytest.importorskip("scipy.sparse")
@@ -343,6 +344,21 @@ def test_memory_of_an_epoch():
     assert peak < 3 * 4 * n * d + 16 * n + (1 << 20)
 
 
+@pytest.mark.parametrize(
+    "losses, over",
+    [
+        ([4.0, 3.0, 2.0, 1.0, 0.5], False),  # none before the last five
+        ([4.0, 3.0, 2.9, 2.8, 2.7, 2.6, 2.5], False),
+        ([4.0, 1.0, 3.0, 2.5, 2.0, 1.5, 1.2], True),  # falls, but not below the best
+        ([4.0, 3.0, 1.0, 5.0, 5.0, 5.0, 5.0], False),  # the best is among the last five
+        ([3.0, 2.0, 2.0, 2.0, 2.0, 1.95, 2.0], True),
+    ],
+)
+def test_the_best_loss_of_five_epochs_counts(losses, over):
+    schedule = _edrep_epochs.Schedule(30, 0.8, 1, 15, tol=0.1)
+    assert schedule.is_over(losses) is over
+
+
 def test_progress(capsys, monkeypatch):
     pytest.importorskip("rich")
     small(progress=True).fit(affinities())
@@ -490,30 +506,23 @@ def test_scikit_learn_check(sklearn_check):
 
 
 class Rewriting:
-    """An operator that writes every product to the same memory."""
+    """An operator that, with its transpose, writes every product to one memory."""
 
-    def __init__(self, p):
-        self.p, self.shape, self.dtype = p, p.shape, p.dtype
-        self.out = None
-        self.other = None
+    def __init__(self, p, memory):
+        self.p, self.shape, self.dtype, self.memory = p, p.shape, p.dtype, memory
 
     def __matmul__(self, x):
-        if self.out is None:
-            self.out = np.empty((self.shape[0], x.shape[1]))
-        return np.matmul(self.p, x, out=self.out)
+        return np.matmul(self.p, x, out=self.memory)
 
     @property
     def T(self):  # noqa: N802
-        if self.other is None:
-            self.other = Rewriting(self.p.T)
-            self.other.out = self.out
-        return self.other
+        return Rewriting(self.p.T, self.memory)
 
 
 @pytest.mark.parametrize("gradient", ["source", "symmetric", "full"])
 def test_products_may_share_memory(gradient):
     p = affinities()
-    found = small(gradient=gradient).fit(Rewriting(p))
+    found = small(gradient=gradient).fit(Rewriting(p, np.empty((34, 4))))
     expected = small(gradient=gradient).fit(p)
     np.testing.assert_array_equal(found.embedding_, expected.embedding_)
 
